@@ -1,0 +1,44 @@
+-- tally.lua - busted's output: one line per failure, each file's name as it starts, and a last line
+-- "busted: N passed, N failed" that spec/run.sh adds up.
+return function(options)
+  local busted = require "busted"
+  local handler = require "busted.outputHandlers.base"()
+
+  handler.fileStart = function(file)
+    io.write("-- ", file.name, "\n"):flush()
+    return nil, true
+  end
+
+  handler.testEnd = function(element, _, status)
+    if status ~= "success" and status ~= "pending" then
+      io.write("not ok - ", handler.getFullName(element), "\n"):flush()
+    elseif options.verbose then
+      io.write("ok - ", handler.getFullName(element), "\n"):flush()
+    end
+    return nil, true
+  end
+
+  local function show(problem)
+    io.write("\n", problem.name or "?", "\n  ", tostring(problem.trace and problem.trace.short_src), ":",
+      tostring(problem.trace and problem.trace.currentline), "\n  ", tostring(problem.message), "\n")
+    if type(problem.trace) == "table" and problem.trace.traceback then
+      io.write(problem.trace.traceback, "\n")
+    end
+  end
+
+  handler.suiteEnd = function()
+    for _, list in ipairs { handler.failures, handler.errors } do
+      for _, problem in ipairs(list) do
+        show(problem)
+      end
+    end
+    io.write(("busted: %d passed, %d failed\n"):format(handler.successesCount,
+      handler.failuresCount + handler.errorsCount))
+    return nil, true
+  end
+
+  busted.subscribe({ "file", "start" }, handler.fileStart)
+  busted.subscribe({ "test", "end" }, handler.testEnd)
+  busted.subscribe({ "suite", "end" }, handler.suiteEnd)
+  return handler
+end
