@@ -1,4 +1,5 @@
-/* base_sha256_test.c - SHA-256 against the published vectors and the lengths around a block's end. */
+/* base_sha256_test.c - SHA-256 against the published vectors and the lengths around a block's end.
+ */
 #include "base/sha256.h"
 #include "test.h"
 
@@ -13,8 +14,7 @@ static const char *hex_of(const void *p, size_t n)
 TEST(agrees_with_the_published_vectors)
 {
     CHECK_STR(hex_of("", 0), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-    CHECK_STR(hex_of("abc", 3),
-              "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    CHECK_STR(hex_of("abc", 3), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     CHECK_STR(hex_of("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq", 56),
               "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
 }
