@@ -1,0 +1,753 @@
+/* client.c - a client between its login and its end: read, ask for a server, wait, leave.
+ * Owns: the worker's clients.   Threads: their worker.
+ * Idea: a client that idles or waits is a small struct and nothing else. While it waits its socket
+ * stays in the set (to see it leave, and to save two system calls per transaction) and what it
+ * sends is kept in one bounded buffer, whose memory is used again by the next one that waits. */
+#include "proxy/proxy_int.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define IN_CHUNK 16384
+#define IN_MAX (4 * IN_CHUNK) /* a client with more than this waiting is not read */
+#define SPARE_MAX 4096        /* bigger buffers are not kept for the next one */
+
+const char *prt_client_state_name(enum prt_client_state st)
+{
+    static const char *const name[] = {"start",   "auth",   "welcome", "idle",
+                                       "waiting", "active", "gone"};
+
+    return name[st];
+}
+
+const char *prt_disconnect_name(enum prt_disconnect why)
+{
+    static const char *const name[] = {
+#define X(id, text) text,
+        PRT_DISCONNECTS(X)
+#undef X
+    };
+
+    return name[why];
+}
+
+/* ---- state ---- */
+
+static prt_counter *gauge_of(struct prt_worker *w, uint8_t st)
+{
+    return st == PRT_CLIENT_WAITING || st == PRT_CLIENT_WELCOME ? &w->n.waiting
+           : st == PRT_CLIENT_ACTIVE                            ? &w->n.active
+                                                                : NULL;
+}
+
+void prt_client_set_state(struct prt_client *c, enum prt_client_state st)
+{
+    prt_counter *from = gauge_of(c->worker, c->state), *to = gauge_of(c->worker, (uint8_t)st);
+
+    prt_assert_dbg(c->state != PRT_CLIENT_GONE);
+    prt_assert((st == PRT_CLIENT_ACTIVE) == (c->server != NULL));
+    if (from) {
+        prt_count(from, UINT64_MAX); /* one less */
+    }
+    if (to) {
+        prt_count(to, 1);
+    }
+    c->state = (uint8_t)st;
+}
+
+void prt_client_new(struct prt_worker *w, int fd, const struct prt_peer *peer)
+{
+    struct prt_client *c = calloc(1, sizeof *c);
+    struct prt_sock sock = {.fd = fd, .ticket = PRT_NO_TICKET};
+
+    if (!c || !prt_io_add(&w->io, &sock, PRT_KIND_CLIENT, c, PRT_WANT_READ)) {
+        free(c);
+        prt_sock_close(&w->io, &sock);
+        return;
+    }
+    c->sock = sock;
+    c->worker = w;
+    c->peer = *peer;
+    /* relaxed: only its being different matters; 0 is nobody */
+    c->number = atomic_fetch_add_explicit(&w->px->next_client, 1, memory_order_relaxed) + 1;
+    atomic_fetch_add_explicit(&w->px->n_clients, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&w->n_clients, 1, memory_order_relaxed);
+    prt_list_push(&w->clients, &c->link);
+    prt_timer_set(&w->wheel, &c->timer, w->now_us + w->snap->cfg->login_timeout_us,
+                  prt_login_timeout);
+    if (w->is_draining) {
+        prt_client_fatal(c, "57P01", "poolrt is shutting down", NULL, PRT_GONE_SHUTDOWN);
+    }
+}
+
+/* ---- bytes that wait ---- */
+
+static bool keep(struct prt_client *c, const uint8_t *p, size_t n)
+{
+    struct prt_worker *w = c->worker;
+
+    if (!c->in.p && w->n_spare) {
+        c->in = w->spare[--w->n_spare];
+    }
+    return prt_buf_add(&c->in, p, n);
+}
+
+/* n bytes of c->in are used; empty memory goes to the next client that waits. */
+static void used(struct prt_client *c, size_t n)
+{
+    struct prt_worker *w = c->worker;
+
+    if (n < prt_buf_len(&c->in) || c->in.cap > SPARE_MAX || w->n_spare == PRT_SPARE_BUFS) {
+        prt_buf_eat(&c->in, n);
+        return;
+    }
+    prt_buf_reset(&c->in);
+    w->spare[w->n_spare++] = c->in;
+    c->in = (struct prt_buf){0};
+}
+
+static void no_memory(struct prt_client *c)
+{
+    c->doom = PRT_GONE_NO_MEMORY + 1;
+    (void)shutdown(c->sock.fd,
+                   SHUT_RDWR); /* the event of its end finds it outside of any other work */
+}
+
+/* ---- sending ---- */
+
+void prt_client_set_reading(struct prt_client *c)
+{
+    size_t owed = prt_buf_len(&c->out);
+    bool may_read = !owed && !c->has_ended && prt_buf_len(&c->in) < IN_MAX &&
+                    !(c->server && prt_buf_len(&c->server->out));
+
+    prt_io_want(&c->worker->io, &c->sock,
+                (may_read ? PRT_WANT_READ : 0) |
+                    (owed || c->sock.write_first ? PRT_WANT_WRITE : 0));
+}
+
+void prt_client_send(struct prt_client *c, const void *p, size_t n)
+{
+    size_t sent = 0;
+
+    if (c->sock.fd < 0 || n == 0) {
+        return;
+    }
+    if (prt_buf_len(&c->out) == 0) {
+        ssize_t r = prt_sock_send(&c->sock, p, n);
+        if (r < 0 && r != PRT_IO_AGAIN) {
+            return; /* it is gone: its socket will say so */
+        }
+        sent = r > 0 ? (size_t)r : 0;
+    }
+    if (sent == n) {
+        return;
+    }
+    if (!prt_buf_add(&c->out, (const uint8_t *)p + sent, n - sent)) {
+        no_memory(c);
+        return;
+    }
+    prt_client_set_reading(c);
+    if (c->server) {
+        prt_server_set_reading(c->server);
+    }
+}
+
+void prt_client_send_buf(struct prt_client *c, struct prt_buf *b)
+{
+    if (b->failed) {
+        no_memory(c);
+    } else {
+        prt_client_send(c, prt_buf_data(b), prt_buf_len(b));
+    }
+    prt_buf_free(b);
+}
+
+ON_WORKER static void flush(struct prt_client *c)
+{
+    ssize_t r = prt_sock_send(&c->sock, prt_buf_data(&c->out), prt_buf_len(&c->out));
+
+    if (r > 0) {
+        prt_buf_eat(&c->out, (size_t)r);
+    } else if (r != PRT_IO_AGAIN) {
+        prt_buf_free(&c->out);
+    }
+    if (prt_buf_len(&c->out)) {
+        return;
+    }
+    prt_client_set_reading(c);
+    if (c->server) {
+        struct prt_server *s = c->server;
+        prt_server_set_reading(s);
+        /* what TLS has decrypted already no poll will tell */
+        while (s->sock.ssl && s->client == c && !prt_buf_len(&c->out) &&
+               prt_tls_has_pending(s->sock.ssl) && prt_relay_down(s)) {
+        }
+    }
+    prt_client_resume(c);
+}
+
+/* ---- leaving ---- */
+
+void prt_client_log(const struct prt_client *c, enum prt_log_level level, const char *event,
+                    const char *key, const char *text)
+{
+    const struct prt_login_try *l = c->login;
+    const struct prt_identity *id = c->id;
+    char from[PRT_PEER_TEXT];
+
+    prt_log(level, event, prt_kv_int("client", c->number),
+            prt_kv_str("from", prt_peer_text(&c->peer, from)),
+            prt_kv_str("user", id ? id->user : prt_str_of(l ? l->user : NULL)),
+            prt_kv_str("database", id ? id->database : prt_str_of(l ? l->database : NULL)),
+            prt_kv_z(key, text));
+}
+
+ON_WORKER static void let_go_of_server(struct prt_client *c, bool at_once)
+{
+    struct prt_server *s = c->server;
+
+    if (!s) {
+        return;
+    }
+    c->server = NULL;
+    s->client = NULL;
+    prt_server_abandon(s, !prt_frame_is_clean(&c->frame) && !c->drops_rest, at_once);
+}
+
+/* Everything but the struct itself, which an event of this turn or the pool's queue may still name.
+ */
+ON_WORKER static void release_all(struct prt_client *c)
+{
+    struct prt_worker *w = c->worker;
+
+    prt_timer_clear(&c->timer);
+    prt_sock_close(&w->io, &c->sock);
+    prt_list_del(&c->link);
+    if (c->is_listed) {
+        prt_registry_del(&w->px->registry, &c->cancel);
+    }
+    prt_login_end(c);
+    if (c->in.p) {
+        used(c, prt_buf_len(&c->in));
+    }
+    prt_buf_free(&c->out);
+    if (c->params) {
+        prt_params_unref(c->params);
+    }
+    atomic_fetch_sub_explicit(&w->px->n_clients, 1, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&w->n_clients, 1, memory_order_relaxed);
+}
+
+ON_WORKER static void bury(struct prt_client *c)
+{
+    prt_identity_unref(c->worker, c->id);
+    if (c->pool) {
+        prt_pools_leave(c->pool);
+    }
+    prt_list_push(&c->worker->graves, &c->link);
+}
+
+ON_WORKER static void leave(struct prt_client *c, enum prt_disconnect why, bool at_once)
+{
+    struct prt_worker *w = c->worker;
+
+    if (c->state == PRT_CLIENT_GONE) {
+        return;
+    }
+    if (c->doom) {
+        why = (enum prt_disconnect)(c->doom - 1);
+    }
+    prt_count(&w->n.disconnects[why], 1);
+    if (w->snap->cfg->log_connections && why != PRT_GONE_CANCEL_REQUEST) {
+        prt_client_log(c, PRT_LOG_INFO, "disconnect", "reason", prt_disconnect_name(why));
+    }
+    if (c->is_queued && prt_waiter_cancel(c->pool->engine, &c->w, POOLRT_CANCELLED, w->now_us)) {
+        c->is_queued = false;
+    }
+    let_go_of_server(c, at_once);
+    prt_client_set_state(c, PRT_CLIENT_GONE);
+    release_all(c);
+    if (!c->is_queued) {
+        bury(c);
+    } /* else: prt_client_served() does, when it comes */
+}
+
+void prt_client_leave(struct prt_client *c, enum prt_disconnect why)
+{
+    leave(c, why, false);
+}
+
+void prt_client_fatal(struct prt_client *c, const char *sqlstate, const char *text,
+                      const char *hint, enum prt_disconnect why)
+{
+    struct prt_buf b = {0};
+
+    if (c->state == PRT_CLIENT_GONE) {
+        return;
+    }
+    prt_put_error(&b, "FATAL", sqlstate, prt_str_of(text), NULL, hint);
+    if (!b.failed) {
+        prt_client_send(c, prt_buf_data(&b), prt_buf_len(&b));
+    }
+    prt_buf_free(&b);
+    leave(c, why, false);
+}
+
+ON_WORKER static void leave_orderly(struct prt_client *c)
+{
+    if (c->worker->is_draining) {
+        prt_client_fatal(c, "57P01", "terminating connection: poolrt is shutting down", NULL,
+                         PRT_GONE_SHUTDOWN);
+    } else {
+        prt_client_fatal(c, "57P01", "terminating connection: its pool or its user has changed",
+                         "Connect again.", PRT_GONE_POOL_CLOSED);
+    }
+}
+
+/* ---- time limits ---- */
+
+static void idle_timeout(struct prt_timer *t, int64_t now_us)
+{
+    struct prt_client *c = prt_container_of(t, struct prt_client, timer);
+
+    prt_assert_worker();
+    prt_client_fatal(c, "57P05", "terminating connection: idle for longer than client_idle_timeout",
+                     NULL, PRT_GONE_IDLE_TIMEOUT);
+}
+
+ON_WORKER static void count_error(struct prt_client *c, poolrt_rc rc)
+{
+    struct prt_pool_lane *lane = prt_pools_lane(c->pool, c->worker->lane);
+    bool is_closed = rc == POOLRT_CLOSED || rc == POOLRT_DRAINING || rc == POOLRT_CONNECT_FAILED;
+    bool is_full = rc == POOLRT_QUEUE_FULL || rc == POOLRT_BACKPRESSURE || rc == POOLRT_EXHAUSTED;
+
+    prt_count(is_full                ? &lane->exhausted
+              : rc == POOLRT_TIMEOUT ? &lane->errors_timeout
+              : is_closed            ? &lane->errors_closed
+                                     : &lane->errors_other,
+              1);
+}
+
+ON_WORKER static void give_up_waiting(struct prt_client *c, poolrt_rc rc, const char *text,
+                                      const char *hint)
+{
+    struct prt_err err;
+
+    if (!c->is_queued || !prt_waiter_cancel(c->pool->engine, &c->w, rc, c->worker->now_us)) {
+        return; /* too late: served() is on its way */
+    }
+    c->is_queued = false;
+    prt_timer_clear(&c->timer);
+    count_error(c, rc);
+    (void)prt_fail(&err, rc, "%s", text);
+    if (c->state == PRT_CLIENT_WELCOME) {
+        prt_login_served(c, rc);
+        return;
+    }
+    prt_client_refuse_held(c, &err, hint);
+}
+
+static void acquire_timeout(struct prt_timer *t, int64_t now_us)
+{
+    struct prt_client *c = prt_container_of(t, struct prt_client, timer);
+
+    prt_assert_worker();
+    give_up_waiting(c, POOLRT_TIMEOUT, "no server connection became free within acquire_timeout",
+                    "Raise max_size or acquire_timeout, or shorten transactions.");
+}
+
+static void grace_over(struct prt_timer *t, int64_t now_us)
+{
+    struct prt_client *c = prt_container_of(t, struct prt_client, timer);
+
+    prt_assert_worker();
+    leave(c, PRT_GONE_CLIENT_GONE, true);
+}
+
+/* ---- asking for a server ---- */
+
+static void fill_view(const struct prt_client *c, struct prt_req_view *rq, char from[PRT_PEER_TEXT])
+{
+    const struct prt_identity *id = c->id;
+
+    *rq = (struct prt_req_view){
+        .tenant = id->tenant,
+        .user = id->user,
+        .database = id->database,
+        .application = id->application,
+        .client_addr = prt_peer_text(&c->peer, from),
+        .session = c->number,
+        .now = (double)c->worker->now_us / 1e6,
+        .priority = PRT_NORMAL,
+    };
+}
+
+/* Route and admit; false: refused with *err. */
+ON_WORKER static bool ask_policies(struct prt_client *c, struct prt_err *err)
+{
+    struct prt_pool *p = c->pool->engine;
+    struct prt_answer why = {0};
+    struct prt_req_view rq;
+    char from[PRT_PEER_TEXT];
+
+    if (!prt_pool_asks(p, &c->route)) {
+        return true;
+    }
+    fill_view(c, &rq, from);
+    if (prt_pool_ask(p, (uint16_t)c->worker->lane, &rq, &c->route, &why) == POOLRT_OK) {
+        return true;
+    }
+    (void)prt_fail(err, POOLRT_POLICY, "%s", why.text[0] ? why.text : "refused by a policy");
+    memcpy(err->sqlstate, why.sqlstate, sizeof err->sqlstate);
+    return false;
+}
+
+ON_WORKER static void bound(struct prt_client *c)
+{
+    struct prt_pool_lane *lane = prt_pools_lane(c->pool, c->worker->lane);
+
+    prt_hist_add(&lane->acquire, c->worker->now_us - c->request_us);
+    prt_count(&lane->by_hour[c->worker->hour], 1);
+}
+
+/* The engine's part: OK, PENDING (in the queue, with its time limit), or an error. */
+static poolrt_rc enqueue(struct prt_client *c)
+{
+    struct prt_pool *p = c->pool->engine;
+    struct prt_worker *w = c->worker;
+
+    c->w.cls = c->id->cls;
+    c->w.lane = (uint16_t)w->lane;
+    c->w.priority = PRT_NORMAL;
+    c->w.part = c->route.is_set ? c->route.part : prt_pool_default_partition(p);
+    poolrt_rc rc = prt_acquire(p, &c->w, w->now_us);
+    if (rc == POOLRT_PENDING) {
+        c->is_queued = true;
+        prt_timer_set(&w->wheel, &c->timer, w->now_us + prt_client_row(c)->acquire_timeout_us,
+                      acquire_timeout);
+    }
+    return rc;
+}
+
+poolrt_rc prt_client_enqueue(struct prt_client *c)
+{
+    c->request_us = c->worker->now_us;
+    return enqueue(c);
+}
+
+bool prt_client_acquire(struct prt_client *c, uint8_t type, bool *refused)
+{
+    struct prt_err err;
+    poolrt_rc rc = POOLRT_POLICY;
+
+    prt_assert_dbg(c->state == PRT_CLIENT_IDLE);
+    prt_timer_clear(&c->timer);
+    c->request_us = c->worker->now_us;
+    *refused = false;
+    if (ask_policies(c, &err)) {
+        rc = enqueue(c);
+        if (rc == POOLRT_OK) {
+            bound(c);
+            prt_server_link(c->w.lease.slot->conn, c);
+            return true;
+        }
+        if (rc == POOLRT_PENDING) {
+            prt_client_set_state(c, PRT_CLIENT_WAITING);
+            return false;
+        }
+        (void)prt_fail(&err, rc, "%s", prt_error_row(rc)->text);
+    }
+    count_error(c, rc);
+    *refused = true;
+    prt_client_refuse(c, type, &err, NULL);
+    return false;
+}
+
+static void give_back_unused(struct prt_client *c)
+{
+    if (c->w.rc == POOLRT_OK) {
+        (void)prt_release(c->pool->engine, c->w.lease, PRT_RELEASE_CLEAN, (uint16_t)c->worker->lane,
+                          c->worker->now_us);
+    }
+}
+
+void prt_client_served(struct prt_client *c)
+{
+    struct prt_err err;
+
+    c->is_queued = false;
+    if (c->state == PRT_CLIENT_GONE) { /* it left when this was already on its way */
+        give_back_unused(c);
+        bury(c);
+        return;
+    }
+    prt_timer_clear(&c->timer);
+    if (c->state == PRT_CLIENT_WELCOME) {
+        prt_login_served(c, c->w.rc);
+        return;
+    }
+    if (c->w.rc == POOLRT_OK) {
+        bound(c);
+        prt_server_link(c->w.lease.slot->conn, c);
+        prt_client_resume(c);
+        return;
+    }
+    prt_class_error(c->id->cls, &err);
+    if (err.rc == POOLRT_OK || c->w.rc != POOLRT_CONNECT_FAILED) {
+        (void)prt_fail(&err, c->w.rc, "%s", prt_error_row(c->w.rc)->text);
+    }
+    count_error(c, c->w.rc);
+    prt_client_refuse_held(c, &err, NULL);
+}
+
+/* ---- refusing ---- */
+
+void prt_client_refuse(struct prt_client *c, uint8_t type, const struct prt_err *err,
+                       const char *hint)
+{
+    const char *sqlstate = err->sqlstate[0] ? err->sqlstate : prt_error_row(err->rc)->sqlstate;
+    struct prt_buf b = {0};
+    bool is_simple = type == 'Q' || type == 'F';
+
+    prt_put_error(&b, "ERROR", sqlstate, prt_str_of(err->text), NULL, hint);
+    if (is_simple) {
+        prt_put_ready(&b, 'I');
+    } else {
+        c->discards = true; /* as a server does: everything up to Sync */
+    }
+    prt_client_send_buf(c, &b);
+}
+
+void prt_client_refuse_held(struct prt_client *c, const struct prt_err *err, const char *hint)
+{
+    struct prt_msg m;
+    uint32_t max = (uint32_t)c->worker->snap->cfg->max_packet_size_bytes;
+
+    prt_client_set_state(c, PRT_CLIENT_IDLE);
+    enum prt_frame_rc rc =
+        prt_frame_next(&c->frame, PRT_FRONTEND, prt_buf_data(&c->in), prt_buf_len(&c->in), max, &m);
+    prt_assert(rc == PRT_FRAME_MSG); /* it was one when the request began to wait */
+    prt_client_refuse(c, m.type, err, hint);
+    used(c, m.size);
+    prt_client_set_idle(c);
+}
+
+/* ---- going on ---- */
+
+void prt_client_resume(struct prt_client *c)
+{
+    bool can = c->state == PRT_CLIENT_IDLE || c->state == PRT_CLIENT_ACTIVE;
+
+    if (!can || prt_buf_len(&c->in) == 0 || prt_buf_len(&c->out)) {
+        return;
+    }
+    size_t n = prt_relay_up(c, prt_buf_data(&c->in), prt_buf_len(&c->in));
+    if (c->state == PRT_CLIENT_GONE) {
+        return;
+    }
+    used(c, n);
+    prt_client_set_reading(c);
+}
+
+ON_WORKER static bool is_between_transactions(const struct prt_client *c)
+{
+    const struct prt_server *s = c->server;
+
+    return !s || (prt_txn_may_release(&s->txn) && prt_server_is_settled(s));
+}
+
+void prt_client_go_on(struct prt_client *c)
+{
+    const struct prt_server *s = c->server;
+
+    if (c->leaves && is_between_transactions(c)) {
+        leave_orderly(c);
+        return;
+    }
+    if (c->has_ended && s && prt_txn_is_settled(&s->txn)) {
+        leave(c, PRT_GONE_CLIENT_GONE, false);
+        return;
+    }
+    prt_client_resume(c);
+}
+
+void prt_client_set_idle(struct prt_client *c)
+{
+    int64_t limit;
+
+    if (c->state == PRT_CLIENT_GONE) {
+        return;
+    }
+    if (c->leaves) {
+        leave_orderly(c);
+        return;
+    }
+    if (c->has_ended) {
+        leave(c, PRT_GONE_CLIENT_GONE, false);
+        return;
+    }
+    limit = prt_client_row(c)->client_idle_timeout_us;
+    if (limit) {
+        prt_timer_set(&c->worker->wheel, &c->timer, c->worker->now_us + limit, idle_timeout);
+    }
+    prt_client_resume(c);
+}
+
+void prt_client_drain(struct prt_client *c)
+{
+    c->leaves = true;
+    if (c->state < PRT_CLIENT_IDLE || is_between_transactions(c)) {
+        leave_orderly(c);
+    }
+}
+
+static bool is_same_secret(const struct prt_config *a, const struct prt_config *b,
+                           struct prt_str user)
+{
+    const struct prt_user_config *x = prt_config_user(a, user), *y = prt_config_user(b, user);
+
+    return (!x && !y) || (x && y && strcmp(x->secret, y->secret) == 0);
+}
+
+void prt_client_configure(struct prt_client *c, const struct prt_config *old)
+{
+    const struct prt_config *cfg = c->worker->snap->cfg;
+
+    if (c->state < PRT_CLIENT_IDLE || c->leaves) {
+        return; /* a login that is under way is judged at its end */
+    }
+    const struct prt_pool_config *row = prt_config_pool(cfg, prt_str_of(c->pool->name));
+    const struct prt_login *login = prt_class_user(c->id->cls);
+    bool is_other_user = row && ((row->user != NULL) != login->is_forced_user ||
+                                 (row->user && strcmp(row->user, login->user) != 0));
+    if (row && !is_other_user && is_same_secret(old, cfg, c->id->user)) {
+        return;
+    }
+    c->leaves = true;
+    if (c->state != PRT_CLIENT_WAITING && is_between_transactions(c)) {
+        leave_orderly(c);
+    }
+}
+
+void prt_client_cancel(struct prt_client *c)
+{
+    struct prt_server *s = c->server;
+
+    if (c->state == PRT_CLIENT_WAITING) {
+        give_up_waiting(c, POOLRT_CANCELLED, "canceling statement due to user request", NULL);
+    } else if (s && prt_txn_owed(&s->txn) && !s->is_syncing) {
+        prt_server_cancel(s);
+    }
+}
+
+/* ---- events ---- */
+
+/* FIN without Terminate. What it has asked for completely is still answered, as PostgreSQL would.
+ */
+ON_WORKER static void ended(struct prt_client *c)
+{
+    struct prt_server *s = c->server;
+    bool is_owed = s && prt_txn_owed(&s->txn) && prt_txn_ends_itself(&s->txn) &&
+                   prt_frame_is_clean(&c->frame) && prt_buf_len(&c->in) == 0;
+
+    if (!is_owed || c->doom) {
+        prt_client_leave(c, PRT_GONE_CLIENT_GONE);
+        return;
+    }
+    c->has_ended = true;
+    prt_client_set_reading(c);
+    prt_timer_set(&c->worker->wheel, &c->timer,
+                  c->worker->now_us + prt_client_row(c)->abandoned_grace_us, grace_over);
+}
+
+/* true: there may be more. */
+ON_WORKER static bool read_behind(struct prt_client *c)
+{
+    uint8_t *room;
+
+    if (!c->in.p && !keep(c, NULL, 0)) {
+        no_memory(c);
+        return false;
+    }
+    room = prt_buf_room(&c->in, IN_CHUNK);
+    if (!room) {
+        no_memory(c);
+        return false;
+    }
+    ssize_t n = prt_sock_recv(&c->sock, room, IN_CHUNK);
+    if (n < 0) {
+        if (n == PRT_IO_CLOSED || n == PRT_IO_FAILED) {
+            ended(c);
+        }
+        return false;
+    }
+    c->in.n += (uint32_t)n;
+    prt_count(&c->worker->n.bytes_in, (uint64_t)n);
+    prt_client_set_reading(c);
+    prt_client_resume(c);
+    return true;
+}
+
+ON_WORKER static bool read_client(struct prt_client *c)
+{
+    struct prt_worker *w = c->worker;
+
+    if (prt_buf_len(&c->in) || c->state == PRT_CLIENT_WAITING) {
+        return read_behind(c);
+    }
+    ssize_t n = prt_sock_recv(&c->sock, w->rbuf, PRT_RBUF);
+    if (n == PRT_IO_AGAIN || n == PRT_IO_WANT_WRITE) {
+        return false;
+    }
+    if (n < 0) {
+        ended(c);
+        return false;
+    }
+    prt_count(&w->n.bytes_in, (uint64_t)n);
+    size_t at = prt_relay_up(c, w->rbuf, (size_t)n);
+    if (c->state == PRT_CLIENT_GONE || at == (size_t)n) {
+        return true;
+    }
+    if (!keep(c, w->rbuf + at, (size_t)n - at)) {
+        no_memory(c);
+    }
+    prt_client_set_reading(c);
+    return true;
+}
+
+/* What TLS has decrypted, or half a record: no poll tells of the first, only reading of the second.
+ */
+ON_WORKER static bool has_more(const struct prt_client *c)
+{
+    return c->state != PRT_CLIENT_GONE && c->sock.ssl && (c->sock.want & PRT_WANT_READ) &&
+           prt_tls_has_pending(c->sock.ssl);
+}
+
+/* Hung up, and nothing is read of it: because it has ended, or because too much waits already. */
+ON_WORKER static bool is_beyond_reading(const struct prt_client *c)
+{
+    return c->has_ended || (prt_buf_len(&c->in) >= IN_MAX && !(c->sock.want & PRT_WANT_READ));
+}
+
+void prt_client_event(struct prt_client *c, const struct prt_io_event *ev)
+{
+    bool more = ev->readable;
+
+    if (c->state < PRT_CLIENT_WELCOME) {
+        prt_login_go_on(c);
+        more = c->state == PRT_CLIENT_IDLE && has_more(c);
+    } else if (ev->writable && prt_buf_len(&c->out)) {
+        flush(c);
+    }
+    if (c->state == PRT_CLIENT_GONE || !more) {
+        return;
+    }
+    if (is_beyond_reading(c)) {
+        leave(c, PRT_GONE_CLIENT_GONE, false);
+        return;
+    }
+    while (read_client(c) && has_more(c)) {
+    }
+}

@@ -1,0 +1,116 @@
+/* proxy.h - the daemon's face of the engine: clients on one side, servers on the other.
+ *
+ * worker.c    a loop: wait, dispatch, mail, timers     listener.c  accept, hand out
+ * io.c        the socket seam (epoll)                  client.c    login, requests, leaving
+ * login.c     from accept to ReadyForQuery             relay.c     bytes between the two
+ * server.c    a server connection's life
+ * auth.c      who may log in                           tls.c       OpenSSL on descriptors
+ * pools.c     database name -> pool                    registry.c  cancel keys, numbers of clients
+ */
+#ifndef PRT_PROXY_H
+#define PRT_PROXY_H
+#include "base/base.h"
+#include "base/config.h"
+#include "base/hist.h"
+#include "link/link.h"
+#include "pool/pool.h"
+
+struct prt_proxy;
+
+/** What the proxy asks of its surroundings (the daemon ties it to luahost). All may be NULL. */
+struct prt_proxy_hooks {
+    void *ctx;
+    void (*worker_start)(void *ctx, unsigned lane);
+    void (*worker_turn)(void *ctx, unsigned lane); /* once per loop turn, between two requests */
+    void (*worker_stop)(void *ctx, unsigned lane);
+    /** Policies of the pools made from row `row` ("app", "*"); NULL: none. */
+    struct prt_policy_ops *(*bind)(void *ctx, const char *row);
+    void (*unbind)(void *ctx, struct prt_policy_ops *ops);
+};
+
+/** Bind the listeners, make the pools that the configuration names. Takes a reference of cfg;
+ * borrows `connector` and *hooks until prt_proxy_free(). Errors name the address and what holds it.
+ */
+PRT_MUST_CHECK poolrt_rc prt_proxy_new(struct prt_proxy **out, struct prt_config *cfg,
+                                       unsigned workers, struct prt_connector *connector,
+                                       const struct prt_proxy_hooks *hooks,
+                                       struct prt_err *err) ON_CONTROL;
+/** Start the workers: from here on clients are served. */
+PRT_MUST_CHECK poolrt_rc prt_proxy_start(struct prt_proxy *px, struct prt_err *err) ON_CONTROL;
+/** Change to another configuration at run time: limits, pools, users, certificates. What needs a
+ * restart (workers, listen) is named in *restart, a comma list that may be empty. Nothing changes
+ * on failure. */
+PRT_MUST_CHECK poolrt_rc prt_proxy_apply(struct prt_proxy *px, struct prt_config *cfg,
+                                         char *restart, size_t restart_cap,
+                                         struct prt_err *err) ON_CONTROL;
+/** Maintenance: pools' ticks, unused pools. Call about ten times a second. */
+void prt_proxy_tick(struct prt_proxy *px, int64_t now_us) ON_CONTROL;
+/** Stop listening; clients leave at the end of their transaction (idle ones at once). */
+void prt_proxy_drain(struct prt_proxy *px) ON_CONTROL;
+/** Drained: no client and no server connection is left. */
+bool prt_proxy_is_empty(struct prt_proxy *px) ON_CONTROL;
+/** Cancel what runs, close all, join the workers. */
+void prt_proxy_stop(struct prt_proxy *px) ON_CONTROL;
+void prt_proxy_free(struct prt_proxy *px) ON_CONTROL;
+/** Make a worker's loop turn. */
+void prt_proxy_wake(struct prt_proxy *px, unsigned lane) ON_ANY;
+
+/** Why a client's connection ended: one closed list, in log and metrics. */
+#define PRT_DISCONNECTS(X)                                                                         \
+    X(CLIENT_QUIT, "client_quit")     /* Terminate */                                              \
+    X(CLIENT_GONE, "client_gone")     /* FIN or reset */                                           \
+    X(LOGIN_FAILED, "login_failed")   /* wrong password, unknown user */                           \
+    X(LOGIN_TIMEOUT, "login_timeout") /* not logged in within auth.login_timeout */                \
+    X(LOGIN_REFUSED,                                                                               \
+      "login_refused") /* no such database, max_clients, policy, pool not reachable */             \
+    X(CANCEL_REQUEST, "cancel_request") /* the connection carried a cancel request */              \
+    X(PROTOCOL, "protocol")             /* bytes that the protocol does not allow */               \
+    X(TLS_FAILED, "tls_failed")         /* handshake failed, or TLS required and not asked for */  \
+    X(SERVER_LOST, "server_lost")       /* its server connection broke in an exchange */           \
+    X(SERVER_PROTOCOL, "server_protocol") /* the server broke the protocol */                      \
+    X(STATEMENT_MODE, "statement_mode")   /* a transaction block in statement mode */              \
+    X(IDLE_TIMEOUT, "idle_timeout")       /* client_idle_timeout */                                \
+    X(NO_MEMORY, "no_memory")             /* a buffer could not be had */                          \
+    X(POOL_CLOSED, "pool_closed")         /* its pool or user left the configuration */            \
+    X(SHUTDOWN, "shutdown")
+enum prt_disconnect {
+#define X(id, name) PRT_GONE_##id,
+    PRT_DISCONNECTS(X)
+#undef X
+        PRT_GONE_COUNT
+};
+const char *prt_disconnect_name(enum prt_disconnect why);
+
+/** Counters of all clients since the start; gauges of now. */
+struct prt_proxy_stats {
+    uint64_t clients, clients_waiting,
+        clients_active; /* now: connected, in the queue, with a server */
+    uint64_t accepted, logins, login_failures;
+    uint64_t disconnects[PRT_GONE_COUNT];
+    uint64_t transactions, queries; /* ReadyForQuery I after work; ReadyForQuery of any kind */
+    uint64_t bytes_from_clients, bytes_to_clients;
+    uint64_t cancels_received, cancels_forwarded;
+    uint64_t protocol_violations; /* of servers */
+    unsigned workers;
+};
+void prt_proxy_snapshot(struct prt_proxy *px, struct prt_proxy_stats *out) ON_ANY;
+
+/** One pool, for REST and metrics. Valid during the call. */
+struct prt_proxy_pool_info {
+    const char *id;                    /* the database name that clients ask for */
+    const struct prt_pool_config *cfg; /* its row */
+    const char *target;                /* without secrets */
+    struct prt_pool *pool;             /* for prt_pool_snapshot() and prt_pool_each_partition() */
+    struct prt_hist_sum acquire;       /* request to slot bound, microseconds */
+    uint64_t transactions, queries;
+    uint64_t clients;
+    /* errors of acquires by kind */
+    uint64_t errors_timeout, errors_closed, errors_other, exhausted;
+    int64_t created_at_us;             /* wall clock */
+    uint64_t acquisitions_by_hour[24]; /* hour of day, local time, since the start */
+    double connections_by_hour[24]; /* mean of open connections seen in that hour; NaN: none seen */
+};
+void prt_proxy_each_pool(struct prt_proxy *px,
+                         void (*f)(void *arg, const struct prt_proxy_pool_info *),
+                         void *arg) ON_CONTROL;
+#endif

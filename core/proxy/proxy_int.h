@@ -1,0 +1,539 @@
+/* proxy_int.h - what the files of this room share. Never leaves the room.
+ *
+ * One worker thread owns everything of its clients and of the servers whose home it is; what
+ * another thread wants of them comes by mail. So nothing here has a lock but the two tables that
+ * all workers use at login and cancel: pools.c and registry.c. */
+#ifndef PRT_PROXY_INT_H
+#define PRT_PROXY_INT_H
+#include "base/buf.h"
+#include "base/config.h"
+#include "base/hash.h"
+#include "base/hist.h"
+#include "base/log.h"
+#include "base/mailbox.h"
+#include "base/wheel.h"
+#include "link/link.h"
+#include "pg/pg.h"
+#include "pool/pool.h"
+#include "proxy/proxy.h"
+#include "proxy/tls.h"
+
+#include <pthread.h>
+#include <sys/types.h>
+
+struct prt_worker;
+struct prt_client;
+struct prt_server;
+
+/* ---- io.c: the socket seam ---- */
+enum prt_io_kind { PRT_KIND_WAKE, PRT_KIND_LISTENER, PRT_KIND_CLIENT, PRT_KIND_SERVER };
+enum { PRT_WANT_READ = 1, PRT_WANT_WRITE = 2 };
+
+/** A descriptor in a worker's set. */
+struct prt_sock {
+    int fd;             /* -1: closed */
+    uint32_t ticket;    /* its place in the worker's table; PRT_NO_TICKET: in no set */
+    struct ssl_st *ssl; /* NULL: plain */
+    uint8_t want;       /* PRT_WANT_ bits that the set watches for */
+    bool write_first;   /* TLS wants to write before it can read on */
+};
+#define PRT_NO_TICKET UINT32_MAX
+/** Whom an event is for. Worker-private, so a descriptor that moved away or was closed in this turn
+ * is recognised by its generation and its event dropped. */
+struct prt_io_entry {
+    void *obj;
+    uint32_t gen;
+    uint32_t next_free; /* while unused */
+    uint8_t kind;
+};
+struct prt_io {
+    int epoll;
+    uint32_t n, free;
+    struct prt_io_entry *entry;
+    void *events; /* struct epoll_event[] of the last wait */
+};
+struct prt_io_event {
+    enum prt_io_kind kind;
+    void *obj;
+    bool readable, writable; /* an error or hang-up sets both */
+};
+PRT_MUST_CHECK poolrt_rc prt_io_init(struct prt_io *io, struct prt_err *err);
+void prt_io_fini(struct prt_io *io);
+PRT_MUST_CHECK bool prt_io_add(struct prt_io *io, struct prt_sock *s, enum prt_io_kind kind,
+                               void *obj, unsigned want);
+/** Out of the set; the descriptor stays open. Harmless when it is in none. */
+void prt_io_del(struct prt_io *io, struct prt_sock *s);
+void prt_io_want(struct prt_io *io, struct prt_sock *s, unsigned want);
+/** Number of events, at most PRT_IO_BATCH; timeout in ms, -1: none. */
+#define PRT_IO_BATCH 256
+int prt_io_wait(struct prt_io *io, int timeout_ms);
+/** The i-th of them; false: stale, or nothing to do. */
+bool prt_io_event(struct prt_io *io, int i, struct prt_io_event *ev);
+/** Bytes, or a PRT_IO_ code of tls.h. */
+ssize_t prt_sock_recv(struct prt_sock *s, void *p, size_t n) ON_WORKER;
+ssize_t prt_sock_send(struct prt_sock *s, const void *p, size_t n) ON_WORKER;
+/** Leave the set, end TLS, close. */
+void prt_sock_close(struct prt_io *io, struct prt_sock *s) ON_WORKER;
+
+/* ---- auth.c: who may log in ---- */
+struct prt_auth; /* secrets of all users, derived once; immutable, counted with its snapshot */
+/** Derives what is new; takes over from `old` (may be NULL) what did not change. */
+PRT_MUST_CHECK poolrt_rc prt_auth_new(struct prt_auth **out, const struct prt_config *cfg,
+                                      const struct prt_auth *old, struct prt_err *err);
+void prt_auth_free(struct prt_auth *a);
+/** One login under way; NULL: no memory. */
+struct prt_auth_try;
+struct prt_auth_try *prt_auth_begin(const struct prt_auth *a, struct prt_str user,
+                                    struct ssl_st *ssl, struct prt_buf *out) ON_WORKER;
+enum prt_auth_rc { PRT_AUTH_MORE, PRT_AUTH_OK, PRT_AUTH_DENIED, PRT_AUTH_BAD };
+/** The body of a 'p' message; appends what is to be sent. */
+enum prt_auth_rc prt_auth_answer(struct prt_auth_try *t, const struct prt_msg *m,
+                                 struct prt_buf *out);
+/** Is a proof needed at all? false (trust): the login is done. */
+bool prt_auth_wants_proof(const struct prt_auth_try *t);
+void prt_auth_end(struct prt_auth_try *t);
+
+/* ---- a configuration as the workers use it ---- */
+struct prt_snapshot {
+    _Atomic int refs; /* the proxy, and each worker until it took the next one */
+    struct prt_config *cfg;
+    struct prt_auth *auth;
+    struct ssl_ctx_st *tls; /* NULL: no TLS */
+};
+struct prt_snapshot *prt_snapshot_ref(struct prt_snapshot *s);
+void prt_snapshot_unref(struct prt_snapshot *s);
+
+/* ---- counters: one writer each, read by anyone ---- */
+typedef _Atomic uint64_t prt_counter;
+static inline void prt_count(prt_counter *c, uint64_t n)
+{
+    /* relaxed: a lone writer, and readers want no order between counters */
+    atomic_store_explicit(c, atomic_load_explicit(c, memory_order_relaxed) + n,
+                          memory_order_relaxed);
+}
+static inline uint64_t prt_counted(const prt_counter *c)
+{
+    return atomic_load_explicit(c, memory_order_relaxed);
+}
+
+/* ---- pools.c ---- */
+/** What one worker counts of one pool; made at the worker's first acquire there. */
+struct prt_pool_lane {
+    prt_counter transactions, queries, errors_timeout, errors_closed, errors_other, exhausted;
+    prt_counter by_hour[24];
+    struct prt_hist acquire;
+};
+struct prt_proxy_pool {
+    struct prt_map_node node; /* in px->pools, under px->mu; key: name */
+    char name[PRT_NAME_MAX + 1];
+    struct prt_proxy *px;
+    struct prt_pool *engine;
+    struct prt_policy_ops *policy;
+    /* its row of the current configuration. Set under px->mu before the workers get the snapshot,
+     * so a worker that reads it finds the row of its own snapshot or of the next: both are alive */
+    _Atomic(const struct prt_pool_config *) cfg;
+    struct prt_config *owner;  /* under px->mu: keeps the row alive; counted */
+    struct prt_target *target; /* under px->now_mu */
+    _Atomic int clients;       /* that use it; raised under px->mu only */
+    bool is_gone;              /* under px->mu: not in the configuration any more */
+    int64_t unused_since_us;   /* control thread */
+    int64_t created_at_us;     /* wall clock */
+    double open_sum[24];       /* control thread: open connections seen, by hour */
+    uint64_t open_seen[24];
+    _Atomic(struct prt_pool_lane *) lane[PRT_LANES_MAX];
+};
+/** Log-in data of a class: what makes its connections interchangeable. */
+struct prt_login {
+    char *dbname, *user; /* of the server */
+    char *settings;      /* name NUL value NUL ...: what the startup packet sets besides */
+    uint32_t settings_n;
+    bool is_forced_user;              /* the pool's own user, not the client's */
+    pthread_mutex_t mu;               /* guards `welcome` */
+    const struct prt_params *welcome; /* what its servers report at login; NULL: none seen yet */
+};
+/** The pool of that database, made from "*" if need be, with one client more; NULL and *err else.
+ */
+struct prt_proxy_pool *prt_pools_join(struct prt_proxy *px, struct prt_str database,
+                                      struct prt_err *err) ON_WORKER;
+void prt_pools_leave(struct prt_proxy_pool *pp) ON_WORKER;
+struct prt_pool_lane *prt_pools_lane(struct prt_proxy_pool *pp, unsigned lane) ON_WORKER;
+/** The class of a client: counted reference. NULL: no memory, or too many classes. */
+struct prt_class *prt_pools_class(struct prt_proxy_pool *pp, struct prt_str user,
+                                  const char *settings, size_t settings_n) ON_WORKER;
+/** A reference to where its servers are now. */
+struct prt_target *prt_pools_target(struct prt_proxy_pool *pp) ON_ANY;
+void prt_login_free(void *ctx, void *login) ON_ANY;
+/** A reference to what the class's servers report, or NULL. */
+const struct prt_params *prt_login_welcome(struct prt_login *login) ON_ANY;
+void prt_login_set_welcome(struct prt_login *login, const struct prt_params *params) ON_ANY;
+PRT_MUST_CHECK poolrt_rc prt_pools_apply(struct prt_proxy *px, struct prt_config *cfg,
+                                         struct prt_err *err) ON_CONTROL;
+void prt_pools_tick(struct prt_proxy *px, int64_t now_us) ON_CONTROL;
+void prt_pools_drain(struct prt_proxy *px, int64_t now_us) ON_CONTROL;
+int prt_pools_open(struct prt_proxy *px) ON_CONTROL;
+void prt_pools_fini(struct prt_proxy *px) ON_CONTROL;
+
+/* ---- registry.c: cancel keys ---- */
+#define PRT_CANCEL_KEY 8 /* pid and secret, as BackendKeyData of protocol 3.0 carries them */
+struct prt_registry_entry {
+    struct prt_registry_entry *next;
+    uint8_t key[PRT_CANCEL_KEY];
+    uint16_t lane;
+};
+#define PRT_REGISTRY_SHARDS 64
+struct prt_registry {
+    struct prt_registry_shard {
+        pthread_mutex_t mu;
+        struct prt_registry_entry **bucket;
+        uint32_t buckets, n;
+    } shard[PRT_REGISTRY_SHARDS];
+};
+PRT_MUST_CHECK bool prt_registry_init(struct prt_registry *r);
+void prt_registry_fini(struct prt_registry *r);
+/** Give e a key of its own and enter it. false: no memory. */
+PRT_MUST_CHECK bool prt_registry_add(struct prt_registry *r, struct prt_registry_entry *e,
+                                     uint16_t lane);
+void prt_registry_del(struct prt_registry *r, struct prt_registry_entry *e);
+/** The lane whose client has that key; -1: none. */
+int prt_registry_lane(struct prt_registry *r, const uint8_t key[PRT_CANCEL_KEY]);
+/** On that lane's own thread: the entry, which stays until this thread removes it; or NULL. */
+struct prt_registry_entry *prt_registry_find(struct prt_registry *r,
+                                             const uint8_t key[PRT_CANCEL_KEY]);
+
+/* ---- client ----
+ *
+ *  accept         startup           proof        (first of its class)
+ *  -----> START --------> AUTH -----------> WELCOME ---------+
+ *          ^ | TLS          | trust             |            v
+ *          +-+ handshake    +-------------------+--------> IDLE <-----------------+
+ *                                                           | request             | answered,
+ *                                              slot at once | \ queue             | may release
+ *                                                           |  v                  |
+ *                                                           | WAITING --served--> ACTIVE
+ *                                                           +------------------->  (has a server)
+ *  any state -- leave --> GONE: out of the set; freed at once, or when the answer of the queue is
+ * in
+ *
+ * state    true                                               leaves by
+ * START    first packets; maybe in a TLS handshake            login.c
+ * AUTH     `login->proof` is under way                        login.c
+ * WELCOME  in the queue for a server, only to read what it    prt_login_served
+ *          reports: nothing of the class has been seen yet
+ * IDLE     owes nothing, has no server, no request            prt_client_acquire
+ * WAITING  its request lies in `in`, itself in the queue      prt_client_served, a timeout
+ * ACTIVE   server != NULL and server->client == this          relay.c
+ * GONE     socket closed; `is_queued` until served()          end of the turn
+ */
+enum prt_client_state {
+    PRT_CLIENT_START,
+    PRT_CLIENT_AUTH,
+    PRT_CLIENT_WELCOME,
+    PRT_CLIENT_IDLE,
+    PRT_CLIENT_WAITING,
+    PRT_CLIENT_ACTIVE,
+    PRT_CLIENT_GONE,
+};
+const char *prt_client_state_name(enum prt_client_state st);
+
+/** What a login needs and a client does not: freed when it is logged in. Strings are owned. */
+struct prt_login_try {
+    struct prt_auth_try *proof;
+    char *user, *database, *application, *tenant;
+    struct prt_buf
+        settings; /* name NUL value NUL ...: not reported by servers, so part of the class */
+    const struct prt_params *wanted; /* reported ones */
+    bool in_handshake, had_ssl, had_gss;
+};
+/** Who a client is: shared by clients that are alike, so that an idle one stays small. Interned by
+ * its worker, counted. */
+struct prt_identity {
+    struct prt_map_node node; /* in worker->identities */
+    int refs;
+    struct prt_class *cls; /* counted */
+    struct prt_str user, database, application, tenant;
+    char text[];
+};
+/** Where a client comes from, kept small. */
+struct prt_peer {
+    uint8_t ip[16];  /* 4 of them with AF_INET */
+    uint16_t port;   /* 0 with a unix socket */
+    uint16_t family; /* AF_INET, AF_INET6, AF_UNIX */
+};
+#define PRT_PEER_TEXT 64
+/** "127.0.0.1:5000", "[::1]:5000" or "unix"; points into buf. */
+struct prt_str prt_peer_text(const struct prt_peer *p, char buf[PRT_PEER_TEXT]);
+
+struct prt_client {
+    struct prt_sock sock;
+    uint8_t state;          /* enum prt_client_state */
+    bool discards : 1;      /* its request was refused: drop everything until Sync */
+    bool is_queued : 1;     /* served() will still come */
+    bool is_listed : 1;     /* has a cancel key */
+    bool drops_rest : 1;    /* the streamed message it sends is not for the server */
+    bool leaves : 1;        /* ends as soon as it is out of a transaction */
+    bool has_ended : 1;     /* sent FIN, but is owed answers: nothing more is read */
+    uint8_t doom;           /* enum prt_disconnect + 1: its socket was shut down because of that */
+    struct prt_frame frame; /* of what it sends */
+    struct prt_worker *worker;
+    struct prt_link link; /* worker->clients */
+    struct prt_proxy_pool *pool;
+    struct prt_identity *id;
+    const struct prt_params *params; /* what it has been told, and wants */
+    struct prt_server *server;       /* ACTIVE only */
+    struct prt_login_try *login;     /* until it is logged in */
+    struct prt_waiter w;
+    struct prt_route route;
+    struct prt_timer timer; /* the one limit that its state has */
+    struct prt_buf in;      /* bytes read that could not be used yet */
+    struct prt_buf out;     /* bytes that it could not take yet */
+    struct prt_registry_entry cancel;
+    uint32_t number; /* of the client, in the log and for policies */
+    struct prt_peer peer;
+    int64_t request_us; /* when its request came; idle: since when */
+};
+static_assert(sizeof(struct prt_client) <= 384, "a client is meant to be small");
+
+/* ---- server ----
+ *
+ *   open()                  opened                acquire                client left
+ *   -------> DIALING ------------------> IDLE -------------> LINKED -----------------> CLEANING
+ *               | failed: freed            ^                   | may release              |
+ *               v                          +-------------------+                          |
+ *                                          +----------------------------------------------+ clean
+ *   close(), or it broke --> CLOSING: told to end, read until EOF; then prt_slot_closed(), freed
+ *
+ * state     true                                                 slot
+ * DIALING   a connector has it                                   CONNECTING
+ * IDLE      nothing owed; any byte from it ends it               IDLE
+ * LINKED    client != NULL; is_syncing: SETs for it are awaited  ACTIVE, lease held
+ * CLEANING  no client; its work is ended or undone               ACTIVE, lease held
+ * CLOSING   out of use                                           CLOSING (or ACTIVE until released)
+ */
+enum prt_server_state {
+    PRT_SERVER_DIALING,
+    PRT_SERVER_IDLE,
+    PRT_SERVER_LINKED,
+    PRT_SERVER_CLEANING,
+    PRT_SERVER_CLOSING,
+};
+const char *prt_server_state_name(enum prt_server_state st);
+
+struct prt_server {
+    struct prt_sock sock;
+    uint8_t state;             /* enum prt_server_state */
+    bool is_syncing : 1;       /* injected SETs are not answered yet: the client's bytes wait */
+    bool drops_rest : 1;       /* pieces of the streamed message are not for the client */
+    bool fresh_lease : 1;      /* no extended message of this lease has passed yet */
+    bool was_reset : 1;        /* CLEANING: DISCARD ALL has been sent */
+    bool was_cancelled : 1;    /* CLEANING, CLOSING: a cancel request was sent */
+    bool is_torn : 1;          /* a message of its client's was forwarded in part */
+    bool may_free : 1;         /* CLOSING: the engine has asked for the end */
+    struct prt_frame frame;    /* of what it sends */
+    uint32_t unnamed_of;       /* number of the client whose unnamed statement it has; 0: none */
+    unsigned cancels;          /* cancel requests under way: not given on until they are through */
+    struct prt_worker *worker; /* its home */
+    struct prt_link link;      /* worker->servers */
+    struct prt_proxy_pool *pool;
+    struct prt_slot *slot;
+    struct prt_class *cls; /* counted: it must outlive the release, when the slot is another's */
+    struct prt_lease lease;
+    struct prt_client *client;       /* LINKED */
+    const struct prt_params *params; /* what it has reported last */
+    struct prt_timer timer;          /* CLEANING, CLOSING: until when at the most */
+    char *password;                  /* DIALING: a copy for the connector */
+    struct prt_buf in;               /* an incomplete message */
+    struct prt_buf out;              /* bytes that it could not take yet */
+    struct prt_txn txn;
+    struct prt_dial dial; /* as opened; addr and key for cancel requests */
+    struct prt_err error; /* why a sync failed: told to the client */
+};
+
+/* ---- worker.c ---- */
+#define PRT_SPARE_BUFS 256
+struct prt_worker {
+    /* set at creation */
+    _Alignas(PRT_CACHE_LINE) struct prt_proxy *px;
+    unsigned lane;
+    pthread_t thread;
+    struct prt_mailbox mail;
+    int wake_fd;
+    /* owner worker */
+    struct prt_sock wake_sock;
+    struct prt_io io;
+    struct prt_wheel wheel;
+    int64_t now_us;        /* time of this loop turn */
+    int64_t hour_until_us; /* `hour` is right until then */
+    int hour;              /* of the day, local time: for the usage patterns */
+    struct prt_snapshot *snap;
+    uint8_t *rbuf;                        /* PRT_RBUF bytes: every recv lands here first */
+    struct prt_buf spare[PRT_SPARE_BUFS]; /* memory for the next client that has to wait */
+    int n_spare;
+    struct prt_link clients, servers;
+    struct prt_link served; /* waiters of this lane whose wait is over: w.link */
+    struct prt_link graves; /* clients to free at the end of the turn: link */
+    struct prt_map identities;
+    bool in_serving;               /* worker_serve runs: nested calls return */
+    bool is_draining;              /* clients leave at the end of their transaction */
+    bool is_ending;                /* clients have left; servers are closed, not cleaned */
+    bool is_stopping;              /* the loop ends with this turn */
+    struct prt_timer accept_timer; /* a pause after EMFILE */
+    struct prt_sock *listeners;    /* own entries of the shared descriptors */
+    /* atomic, any thread */
+    _Atomic uint32_t n_clients;
+    struct {
+        prt_counter waiting, active; /* gauges */
+        prt_counter accepted, logins, login_failures, transactions, queries, bytes_in, bytes_out;
+        prt_counter cancels_received, cancels_forwarded, violations;
+        prt_counter disconnects[PRT_GONE_COUNT];
+    } n;
+    struct prt_mail snap_mail, drain_mail, end_mail, stop_mail;
+    struct prt_snapshot *_Atomic next_snap;
+};
+#define PRT_RBUF (128 * 1024)
+
+struct prt_proxy {
+    /* set at creation */
+    unsigned n_workers;
+    struct prt_worker *worker;
+    struct prt_connector *connector;
+    struct prt_proxy_hooks hooks;
+    int n_listeners;
+    struct prt_listener *listener;
+    struct prt_registry registry;
+    /* under mu */
+    pthread_mutex_t mu;
+    struct prt_map pools;
+    unsigned n_pools;
+    struct prt_snapshot *snap; /* the current one; read also under now_mu, changed under both */
+    /* the inner lock, for what opening a connection needs: the current snapshot and pools' targets
+     */
+    pthread_mutex_t now_mu;
+    /* atomic, any thread */
+    _Atomic uint32_t next_client;
+    _Atomic uint32_t n_clients; /* logged in or about to */
+    unsigned n_started;         /* control: workers that run */
+    bool is_draining;           /* control */
+    int64_t last_hour_us;       /* control: sampling of open connections */
+};
+PRT_MUST_CHECK poolrt_rc prt_worker_init(struct prt_worker *w, struct prt_proxy *px, unsigned lane,
+                                         struct prt_err *err);
+PRT_MUST_CHECK poolrt_rc prt_worker_start(struct prt_worker *w, struct prt_err *err);
+void prt_worker_fini(struct prt_worker *w);
+/** Hand the clients whose wait is over to client.c; before anything else is sent. */
+void prt_worker_serve(struct prt_worker *w) ON_WORKER;
+struct prt_identity *prt_worker_identity(struct prt_worker *w, struct prt_class *cls,
+                                         struct prt_str user, struct prt_str database,
+                                         struct prt_str application,
+                                         struct prt_str tenant) ON_WORKER;
+void prt_identity_unref(struct prt_worker *w, struct prt_identity *id) ON_WORKER;
+
+/* ---- listener.c ---- */
+struct prt_listener {
+    int fd;
+    bool is_unix;
+    char *path; /* of a unix socket: unlinked at the end */
+    char *text;
+};
+PRT_MUST_CHECK poolrt_rc prt_listeners_open(struct prt_proxy *px, const struct prt_config *cfg,
+                                            struct prt_err *err);
+void prt_listeners_close(struct prt_proxy *px);
+void prt_listeners_watch(struct prt_worker *w) ON_WORKER;
+void prt_listeners_unwatch(struct prt_worker *w) ON_WORKER;
+void prt_listener_readable(struct prt_worker *w, struct prt_sock *s) ON_WORKER;
+
+/* ---- client.c: its life between login and end ---- */
+/** A descriptor that was accepted: takes it. */
+void prt_client_new(struct prt_worker *w, int fd, const struct prt_peer *peer) ON_WORKER;
+void prt_client_event(struct prt_client *c, const struct prt_io_event *ev) ON_WORKER;
+void prt_client_set_state(struct prt_client *c, enum prt_client_state st) ON_WORKER;
+/** The end of its wait: w.rc and w.lease are final. */
+void prt_client_served(struct prt_client *c) ON_WORKER;
+/** End it: the reason is counted and logged; a server that it holds is cleaned by server.c. */
+void prt_client_leave(struct prt_client *c, enum prt_disconnect why) ON_WORKER;
+/** FATAL to the client, then leave. `hint` may be NULL. */
+void prt_client_fatal(struct prt_client *c, const char *sqlstate, const char *text,
+                      const char *hint, enum prt_disconnect why) ON_WORKER;
+/** An exchange is over or has moved on, and the lease goes on: what waits in c->in, or the end. */
+void prt_client_go_on(struct prt_client *c) ON_WORKER;
+/** Use bytes that wait in c->in, if it can go on. */
+void prt_client_resume(struct prt_client *c) ON_WORKER;
+/** Send, or keep what it does not take; then its server is not read. */
+void prt_client_send(struct prt_client *c, const void *p, size_t n) ON_WORKER;
+void prt_client_send_buf(struct prt_client *c, struct prt_buf *b) ON_WORKER;
+/** Watch its socket for what can be used now. */
+void prt_client_set_reading(struct prt_client *c) ON_WORKER;
+/** One line about it: who, where from, what. `text` may be NULL. */
+void prt_client_log(const struct prt_client *c, enum prt_log_level level, const char *event,
+                    const char *key, const char *text) ON_WORKER;
+/** A cancel request with its key has come. */
+void prt_client_cancel(struct prt_client *c) ON_WORKER;
+/** No server any more and nothing owed: IDLE, or the end for one that leaves. */
+void prt_client_set_idle(struct prt_client *c) ON_WORKER;
+/** Refuse the request that begins with a message of `type`: ErrorResponse, and what the protocol
+ * wants behind it. err->sqlstate may be empty. */
+void prt_client_refuse(struct prt_client *c, uint8_t type, const struct prt_err *err,
+                       const char *hint) ON_WORKER;
+/** The same for the request that waits in c->in. */
+void prt_client_refuse_held(struct prt_client *c, const struct prt_err *err,
+                            const char *hint) ON_WORKER;
+/** Ask for a server for the request of `type`. true: c->server is set. false: it waits, or it was
+ *  refused (*refused). */
+PRT_MUST_CHECK bool prt_client_acquire(struct prt_client *c, uint8_t type, bool *refused) ON_WORKER;
+/** Into the queue for a server of its class: OK, PENDING with its time limit set, or an error. */
+PRT_MUST_CHECK poolrt_rc prt_client_enqueue(struct prt_client *c) ON_WORKER;
+/** The worker has another configuration; `old` was the last one. */
+void prt_client_configure(struct prt_client *c, const struct prt_config *old) ON_WORKER;
+void prt_client_drain(struct prt_client *c) ON_WORKER;
+static inline const struct prt_pool_config *prt_client_row(const struct prt_client *c)
+{
+    /* acquire: pairs with the release store of a reload */
+    return atomic_load_explicit(&c->pool->cfg, memory_order_acquire);
+}
+
+/* ---- login.c: from accept to ReadyForQuery ---- */
+/** Bytes are in c->in, or the TLS handshake can go on. */
+void prt_login_go_on(struct prt_client *c) ON_WORKER;
+/** WELCOME: a server was there to read what it reports, or there was none. */
+void prt_login_served(struct prt_client *c, poolrt_rc rc) ON_WORKER;
+void prt_login_timeout(struct prt_timer *t, int64_t now_us) ON_WORKER;
+void prt_login_end(struct prt_client *c) ON_WORKER;
+
+/* ---- server.c ---- */
+extern const struct prt_conn_ops prt_server_ops;
+void prt_server_event(struct prt_server *s, const struct prt_io_event *ev) ON_WORKER;
+/** The lease of `c` on it begins. */
+void prt_server_link(struct prt_server *s, struct prt_client *c) ON_WORKER;
+/** Its client is gone: end or undo the work, then give it back, or close it. is_torn: a message of
+ * the client's was forwarded in part. at_once: without the grace for what runs. */
+void prt_server_abandon(struct prt_server *s, bool is_torn, bool at_once) ON_WORKER;
+/** Give it back to the pool; nothing is owed and no client is linked. Not to be touched afterwards.
+ */
+void prt_server_release(struct prt_server *s) ON_WORKER;
+/** It must not be used again: end the lease and close it. */
+void prt_server_break(struct prt_server *s) ON_WORKER;
+/** The process ends: what it still does for nobody is cancelled, and it is closed. */
+void prt_server_end_now(struct prt_server *s) ON_WORKER;
+/** CLEANING: something was answered; go on. */
+void prt_server_clean_on(struct prt_server *s) ON_WORKER;
+/** Send, or keep what it does not take; then its client is not read. */
+void prt_server_send(struct prt_server *s, const void *p, size_t n) ON_WORKER;
+void prt_server_send_buf(struct prt_server *s, struct prt_buf *b) ON_WORKER;
+/** Watch its socket for what can be used now. */
+void prt_server_set_reading(struct prt_server *s) ON_WORKER;
+/** Send a cancel request for what it does now. */
+void prt_server_cancel(struct prt_server *s) ON_WORKER;
+/** CLEANING: a COPY FROM STDIN waits for data that nobody has. */
+void prt_server_fail_copy(struct prt_server *s) ON_WORKER;
+/** A Sync in front of a failed COPY may still be answered: ask until that is known. */
+void prt_server_fence(struct prt_server *s) ON_WORKER;
+/** May the lease end, as far as the server is concerned? */
+bool prt_server_is_settled(const struct prt_server *s) ON_WORKER;
+
+/* ---- relay.c: bytes between the two ---- */
+/** Bytes of a client, n of them; returns how many were used. The caller keeps the rest in c->in. */
+PRT_MUST_CHECK size_t prt_relay_up(struct prt_client *c, const uint8_t *p, size_t n) ON_WORKER;
+/** Something that held the lease up is over (a cancel request): end it if it may. */
+void prt_relay_settle(struct prt_server *s) ON_WORKER;
+/** A server is readable. true: more lies ready in its TLS layer. */
+bool prt_relay_down(struct prt_server *s) ON_WORKER;
+#endif
