@@ -67,6 +67,9 @@ lua_srcs := $(wildcard lua/poolrt/*.lua)
 embed_obj := $(OBJ)/embedded_lua.o
 test_srcs := $(wildcard spec/core/*_test.c)
 tests := $(patsubst spec/core/%.c,$(OUT)/spec/%,$(test_srcs))
+# load clients of the end-to-end specs: one file each, linked with base and pg
+client_srcs := $(wildcard spec/client/*.c)
+clients := $(patsubst spec/client/%.c,$(OUT)/spec/client/%,$(client_srcs))
 fuzz_srcs := $(wildcard spec/core/*_fuzz.c)
 fuzzers := $(patsubst spec/core/%.c,$(OUT)/spec/%,$(fuzz_srcs))
 
@@ -109,11 +112,15 @@ test_room = $(firstword $(subst _, ,$(1)))
 test_deps = $(foreach r,$(DEPS_$(call test_room,$(1))),$(call objs,$(r)))
 # only what runs Lua carries the embedded sources
 test_embed = $(if $(filter luahost,$(DEPS_$(call test_room,$(1)))),$(embed_obj))
-$(tests) $(fuzzers): $(OUT)/spec/%: spec/core/%.c spec/core/test.h Makefile $$(call test_deps,$$*) $$(call test_embed,$$*)
+$(tests) $(fuzzers): $(OUT)/spec/%: spec/core/%.c $(wildcard spec/core/*.h) Makefile $$(call test_deps,$$*) $$(call test_embed,$$*)
 	$(say) CCLD $@
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(PRT_CFLAGS) -Ispec/core $(pkg_cflags) $(PRT_LDFLAGS) $(LDFLAGS) $< \
 	  $(filter %.o,$^) -o $@ $(LIBS)
+$(clients): $(OUT)/spec/client/%: spec/client/%.c Makefile $(call objs,base) $(call objs,pg)
+	$(say) CCLD $@
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PRT_CFLAGS) $(pkg_cflags) $(PRT_LDFLAGS) $(LDFLAGS) $(filter %.c %.o,$^) -o $@ $(LIBS)
 tests: $(tests)
 fuzzers: $(fuzzers)
 
@@ -127,7 +134,7 @@ PKGS_run := $(PKGS_build) postgresql postgresql-client
 PKGS_test := $(PKGS_run) $(LUAJIT_BIN) lua-busted curl openssl
 PKGS_check := $(PKGS_test) clang clang-tidy clang-format lua-check
 PKGS_sanitize := $(PKGS_test) clang libclang-rt-14-dev
-PKGS_bench := $(PKGS_run) pgbouncer linux-perf
+PKGS_bench := $(PKGS_run) $(LUAJIT_BIN) pgbouncer strace
 missing = for p in $(1); do dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || printf '%s ' $$p; done
 
 # $(call install,LIST): names what is missing and installs it, as root or through sudo. PostgreSQL
@@ -166,7 +173,7 @@ run: deps-run ## install what is missing, build, serve examples/minimal.lua on a
 test: deps-test ## install what is missing, build, run every suite, end with "N passed, N failed"
 	@$(MAKE) --no-print-directory spec VARIANT=test
 
-spec: $(OUT)/poolrt $(OUT)/libprt.so tests
+spec: $(OUT)/poolrt $(OUT)/libprt.so tests $(clients)
 	@OUT=$(OUT) sh spec/run.sh $(sort $(tests))
 
 asan: deps-sanitize ## the suites under the address and undefined-behaviour sanitizers

@@ -3,17 +3,18 @@
 return function(options)
   local busted = require "busted"
   local handler = require "busted.outputHandlers.base"()
+  io.stdout:setvbuf "line"
 
   handler.fileStart = function(file)
-    io.write("-- ", file.name, "\n"):flush()
+    io.write("-- ", file.name, "\n")
     return nil, true
   end
 
   handler.testEnd = function(element, _, status)
     if status ~= "success" and status ~= "pending" then
-      io.write("not ok - ", handler.getFullName(element), "\n"):flush()
+      io.write("not ok - ", handler.getFullName(element), "\n")
     elseif options.verbose then
-      io.write("ok - ", handler.getFullName(element), "\n"):flush()
+      io.write("ok - ", handler.getFullName(element), "\n")
     end
     return nil, true
   end
