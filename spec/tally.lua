@@ -20,10 +20,11 @@ return function(options)
   end
 
   local function show(problem)
-    io.write("\n", problem.name or "?", "\n  ", tostring(problem.trace and problem.trace.short_src), ":",
-      tostring(problem.trace and problem.trace.currentline), "\n  ", tostring(problem.message), "\n")
-    if type(problem.trace) == "table" and problem.trace.traceback then
-      io.write(problem.trace.traceback, "\n")
+    local trace = type(problem.trace) == "table" and problem.trace or {}
+    io.write("\n", problem.name or "?", "\n  ", tostring(trace.short_src), ":",
+      tostring(trace.currentline), "\n  ", tostring(problem.message), "\n")
+    if trace.traceback then
+      io.write(trace.traceback, "\n")
     end
   end
 

@@ -27,9 +27,9 @@ enum prt_partition_type {
 
 struct prt_address {
     bool is_unix;
-    char *host;  /* TCP: numeric address or name ("*": all); unix: the directory */
+    char *host; /* TCP: numeric address or name ("*": all); unix: the directory */
     uint16_t port;
-    char *text;  /* as written, for messages */
+    char *text; /* as written, for messages */
 };
 
 /** A user who may log in. `secret` is a plain password, "SCRAM-SHA-256$..." or "md5...". */
@@ -47,7 +47,7 @@ struct prt_policy_config {
 struct prt_partition_config {
     char *name;
     enum prt_partition_type type;
-    char *match; /* the tenant, user, ... that routes here; NULL: the partition's name */
+    char *match;         /* the tenant, user, ... that routes here; NULL: the partition's name */
     int max_connections; /* leased slots; 0: only the pool's limit */
     int min_connections; /* reserved for it; 0: none */
     int max_wait_queue;  /* 0: only the pool's limit */
@@ -60,8 +60,8 @@ struct prt_tenant_config {
 };
 
 struct prt_pool_config {
-    char *name;   /* key: the database name that clients ask for; "*": any other */
-    char *target; /* libpq conninfo or URL; never logged (may hold a password) */
+    char *name;            /* key: the database name that clients ask for; "*": any other */
+    char *target;          /* libpq conninfo or URL; never logged (may hold a password) */
     char *user, *password; /* NULL: as the client's own user */
     enum prt_pool_mode mode;
     struct prt_tenant_config tenant;

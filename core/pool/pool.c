@@ -218,7 +218,7 @@ static bool heaps_grow(struct prt_pool *p)
     int room = p->heap_room ? p->heap_room * 2 : 8;
 
     for (int k = 0; k < PRT_PRIORITIES; k++) {
-        struct prt_class **at = realloc(p->heap[k].at, (size_t)room * sizeof *at);
+        struct prt_class **at = realloc(p->heap[k].at, (size_t)room * sizeof(void *));
         if (!at) {
             return false;
         }
@@ -396,7 +396,7 @@ poolrt_rc prt_pool_new(struct prt_pool **out, const struct prt_limits *lim, int 
 static void free_partitions(struct prt_pool *p)
 {
     struct part_table *t = atomic_load_explicit(&p->table, memory_order_relaxed);
-    struct prt_link *l;
+    struct prt_link *l, *next;
 
     while (p->parts) {
         struct prt_partition *part = p->parts;
@@ -409,7 +409,8 @@ static void free_partitions(struct prt_pool *p)
         free(t);
         t = older;
     }
-    while ((l = prt_list_pop(&p->flows))) {
+    for (l = p->flows.next; l != &p->flows; l = next) {
+        next = l->next;
         free(prt_container_of(l, struct flow, link));
     }
 }

@@ -258,7 +258,7 @@ static const char *check_sums(struct prt_pool *p, const struct census *n)
     const struct prt_pool_stats *s = &p->n;
     uint64_t waiting = prt_gate(p) & GATE_WAITING;
 
-    if ((uint64_t)(n->lined + n->parked) != waiting) {
+    if ((uint64_t)n->lined + (uint64_t)n->parked != waiting) {
         return "the gate differs from the lines";
     }
     if (memcmp(n->by_priority, p->waiting_by_priority, sizeof n->by_priority) != 0) {

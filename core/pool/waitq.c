@@ -240,8 +240,8 @@ void prt_hunger(struct prt_class *c)
 }
 
 /* The hungry class other than `not` that comes first. best->w is not set. */
-static struct prt_class *hungriest(struct prt_pool *p, const struct prt_class * not, int64_t now_us,
-                                   struct choice *best)
+static struct prt_class *hungriest(struct prt_pool *p, const struct prt_class *except,
+                                   int64_t now_us, struct choice *best)
 {
     struct prt_class *first = NULL;
 
@@ -249,7 +249,7 @@ static struct prt_class *hungriest(struct prt_pool *p, const struct prt_class * 
     for (int k = 0; k < PRT_PRIORITIES; k++) {
         struct heap *h = &p->heap[k];
         int i = 0;
-        if (h->n > 0 && h->at[0] == not ) { /* then the second: one of the top's children */
+        if (h->n > 0 && h->at[0] == except) { /* then the second: one of the top's children */
             i = h->n > 2 && key_at(h, 2, k) < key_at(h, 1, k) ? 2 : 1;
         }
         if (i >= h->n) {

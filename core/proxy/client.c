@@ -538,7 +538,7 @@ void prt_client_refuse_held(struct prt_client *c, const struct prt_err *err, con
 
 void prt_client_resume(struct prt_client *c)
 {
-    bool can = c->state == PRT_CLIENT_IDLE || c->state == PRT_CLIENT_ACTIVE;
+    bool can = !c->has_ended && (c->state == PRT_CLIENT_IDLE || c->state == PRT_CLIENT_ACTIVE);
 
     if (!can || prt_buf_len(&c->in) == 0 || prt_buf_len(&c->out)) {
         return;
@@ -644,22 +644,31 @@ void prt_client_cancel(struct prt_client *c)
 
 /* ---- events ---- */
 
-/* FIN without Terminate. What it has asked for completely is still answered, as PostgreSQL would.
- */
-ON_WORKER static void ended(struct prt_client *c)
+void prt_client_quit(struct prt_client *c, enum prt_disconnect why)
 {
     struct prt_server *s = c->server;
-    bool is_owed = s && prt_txn_owed(&s->txn) && prt_txn_ends_itself(&s->txn) &&
-                   prt_frame_is_clean(&c->frame) && prt_buf_len(&c->in) == 0;
+    bool is_owed =
+        s && prt_txn_owed(&s->txn) && prt_txn_ends_itself(&s->txn) && prt_frame_is_clean(&c->frame);
 
     if (!is_owed || c->doom) {
-        prt_client_leave(c, PRT_GONE_CLIENT_GONE);
+        prt_client_leave(c, why);
         return;
     }
     c->has_ended = true;
+    c->doom = (uint8_t)(why + 1);
     prt_client_set_reading(c);
     prt_timer_set(&c->worker->wheel, &c->timer,
                   c->worker->now_us + prt_client_row(c)->abandoned_grace_us, grace_over);
+}
+
+/* FIN or a reset. Half a message, or one that waits for a server, is not a request any more. */
+ON_WORKER static void ended(struct prt_client *c)
+{
+    if (prt_buf_len(&c->in)) {
+        prt_client_leave(c, PRT_GONE_CLIENT_GONE);
+    } else {
+        prt_client_quit(c, PRT_GONE_CLIENT_GONE);
+    }
 }
 
 /* true: there may be more. */

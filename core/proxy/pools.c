@@ -346,8 +346,8 @@ static void apply_row(struct prt_proxy_pool *pp, struct prt_config *owner,
     const struct prt_pool_config *old = atomic_load_explicit(&pp->cfg, memory_order_relaxed);
     struct prt_limits lim = limits_of(row);
     struct prt_err err;
-    bool moves = !is_same(old->target, row->target) || !is_same(old->user, row->user) ||
-                 !is_same(old->password, row->password);
+    bool moves = old->mode != row->mode || !is_same(old->target, row->target) ||
+                 !is_same(old->user, row->user) || !is_same(old->password, row->password);
 
     if (prt_pool_set_limits(pp->engine, &lim, now, &err) || set_partitions(pp, row, now, &err)) {
         prt_log(PRT_LOG_ERROR, "pool_limits_refused", prt_kv_z("pool", pp->name),

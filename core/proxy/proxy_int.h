@@ -136,9 +136,12 @@ struct prt_proxy_pool {
     struct prt_target *target; /* under px->now_mu */
     _Atomic int clients;       /* that use it; raised under px->mu only */
     bool is_gone;              /* under px->mu: not in the configuration any more */
-    int64_t unused_since_us;   /* control thread */
-    int64_t created_at_us;     /* wall clock */
-    double open_sum[24];       /* control thread: open connections seen, by hour */
+    /* its servers refused client_connection_check_interval: too old, or not PostgreSQL */
+    _Atomic bool has_no_check;
+    struct prt_log_limit connect_limit;
+    int64_t unused_since_us; /* control thread */
+    int64_t created_at_us;   /* wall clock */
+    double open_sum[24];     /* control thread: open connections seen, by hour */
     uint64_t open_seen[24];
     _Atomic(struct prt_pool_lane *) lane[PRT_LANES_MAX];
 };
@@ -271,8 +274,8 @@ struct prt_client {
     bool is_listed : 1;     /* has a cancel key */
     bool drops_rest : 1;    /* the streamed message it sends is not for the server */
     bool leaves : 1;        /* ends as soon as it is out of a transaction */
-    bool has_ended : 1;     /* sent FIN, but is owed answers: nothing more is read */
-    uint8_t doom;           /* enum prt_disconnect + 1: its socket was shut down because of that */
+    bool has_ended : 1;     /* sent Terminate or FIN, but is owed answers: nothing more is read */
+    uint8_t doom;           /* enum prt_disconnect + 1: why it leaves, when that is known before */
     struct prt_frame frame; /* of what it sends */
     struct prt_worker *worker;
     struct prt_link link; /* worker->clients */
@@ -318,19 +321,21 @@ enum prt_server_state {
 };
 const char *prt_server_state_name(enum prt_server_state st);
 
+#define PRT_NO_CLIENT UINT32_MAX /* a client's number that no client has */
 struct prt_server {
     struct prt_sock sock;
     uint8_t state;             /* enum prt_server_state */
     bool is_syncing : 1;       /* injected SETs are not answered yet: the client's bytes wait */
     bool drops_rest : 1;       /* pieces of the streamed message are not for the client */
-    bool fresh_lease : 1;      /* no extended message of this lease has passed yet */
+    bool parse_unanswered : 1; /* so had an earlier batch of this lease */
+    bool batch_parses : 1;     /* the batch under way has a Parse of the unnamed statement */
     bool was_reset : 1;        /* CLEANING: DISCARD ALL has been sent */
     bool was_cancelled : 1;    /* CLEANING, CLOSING: a cancel request was sent */
     bool is_torn : 1;          /* a message of its client's was forwarded in part */
     bool may_free : 1;         /* CLOSING: the engine has asked for the end */
     struct prt_frame frame;    /* of what it sends */
-    uint32_t unnamed_of;       /* number of the client whose unnamed statement it has; 0: none */
-    unsigned cancels;          /* cancel requests under way: not given on until they are through */
+    uint32_t unnamed_of; /* number of the client whose unnamed statement it may have; 0: none */
+    unsigned cancels;    /* cancel requests under way: not given on until they are through */
     struct prt_worker *worker; /* its home */
     struct prt_link link;      /* worker->servers */
     struct prt_proxy_pool *pool;
@@ -340,9 +345,10 @@ struct prt_server {
     struct prt_client *client;       /* LINKED */
     const struct prt_params *params; /* what it has reported last */
     struct prt_timer timer;          /* CLEANING, CLOSING: until when at the most */
-    char *password;                  /* DIALING: a copy for the connector */
-    struct prt_buf in;               /* an incomplete message */
-    struct prt_buf out;              /* bytes that it could not take yet */
+    char *password;                  /* DIALING: copies for the connector */
+    char *settings;
+    struct prt_buf in;  /* an incomplete message */
+    struct prt_buf out; /* bytes that it could not take yet */
     struct prt_txn txn;
     struct prt_dial dial; /* as opened; addr and key for cancel requests */
     struct prt_err error; /* why a sync failed: told to the client */
@@ -450,6 +456,9 @@ void prt_client_set_state(struct prt_client *c, enum prt_client_state st) ON_WOR
 void prt_client_served(struct prt_client *c) ON_WORKER;
 /** End it: the reason is counted and logged; a server that it holds is cleaned by server.c. */
 void prt_client_leave(struct prt_client *c, enum prt_disconnect why) ON_WORKER;
+/** It will send nothing more (Terminate, FIN). What it has asked for completely is still answered,
+ * as PostgreSQL would; then it leaves, at the latest after abandoned_grace. */
+void prt_client_quit(struct prt_client *c, enum prt_disconnect why) ON_WORKER;
 /** FATAL to the client, then leave. `hint` may be NULL. */
 void prt_client_fatal(struct prt_client *c, const char *sqlstate, const char *text,
                       const char *hint, enum prt_disconnect why) ON_WORKER;

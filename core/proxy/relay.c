@@ -95,36 +95,71 @@ ON_WORKER static void send_up(struct prt_client *c, struct run *r)
     r->from = r->at;
 }
 
-static bool is_extended(uint8_t type)
+enum step { STEP_NEXT, STEP_STOP };
+
+/* The statement name of a Bind or a Describe is empty, or cannot be read. */
+static bool names_unnamed(const struct prt_msg *m)
 {
-    return type == 'P' || type == 'B' || type == 'D' || type == 'C' || type == 'E';
+    struct prt_str name = {0};
+
+    if (m->type == 'B') {
+        return !prt_msg_string(m, 1, &name) || name.n == 0;
+    }
+    if (m->type != 'D' || m->have == 0 || m->body[0] != 'S') {
+        return false;
+    }
+    return m->have < 2 || m->body[1] == '\0';
 }
 
-/* In transaction mode the server may hold the unnamed statement of another client. Whoever begins a
- * lease with anything but a Parse of its own must find none (research: a foreign row was seen). */
-ON_WORKER static void guard_unnamed(struct prt_client *c, const struct prt_msg *m, struct run *r)
+static bool is_unnamed_parse(const struct prt_msg *m)
+{
+    struct prt_str name = {0};
+
+    return m->type == 'P' && prt_msg_string(m, 0, &name) && name.n == 0;
+}
+
+/* In the shared modes the server may hold the unnamed statement of another client, whose rows must
+ * not be reached by a bare Bind or Describe. A Parse in the same batch makes it safe: should it
+ * fail, the server skips what follows. Else only the server's own ParseComplete tells whose it is
+ * (a Parse or a Query that fails early leaves the old one in place). Where a Parse of an earlier
+ * batch is not answered yet, the answer is waited for; where there is none, a Close goes in front,
+ * and shares the fate of the message that it guards. false: wait. */
+ON_WORKER static bool guard_unnamed(struct prt_client *c, const struct prt_msg *m, struct run *r)
 {
     struct prt_server *s = c->server;
-    struct prt_str name = {0};
     struct prt_buf b = {0};
-    bool is_parse = m->type == 'P' && prt_msg_string(m, 0, &name) && name.n == 0;
 
-    if (m->type == 'Q' || is_parse) {
-        s->fresh_lease = false;
-        s->unnamed_of = is_parse ? c->number : 0;
-        return;
+    if (m->type == 'S' || m->type == 'Q' || m->type == 'F') {
+        s->parse_unanswered |= s->batch_parses;
+        s->batch_parses = false;
+        return true;
     }
-    if (!s->fresh_lease || !is_extended(m->type)) {
-        return;
+    s->batch_parses |= is_unnamed_parse(m);
+    if (s->batch_parses || s->unnamed_of == 0 || s->unnamed_of == c->number || !names_unnamed(m)) {
+        return true;
     }
-    s->fresh_lease = false;
-    if (s->unnamed_of == 0 || s->unnamed_of == c->number || !prt_txn_inject(&s->txn, 'C', 'S')) {
-        return;
+    if (s->parse_unanswered && prt_txn_owed(&s->txn)) {
+        return false;
     }
-    s->unnamed_of = 0;
+    s->parse_unanswered = false;
+    if (prt_txn_inject(&s->txn, 'C', 'S')) {
+        send_up(c, r);
+        prt_put_close(&b, 'S', PRT_STR(""));
+        prt_server_send_buf(s, &b);
+    }
+    return true;
+}
+
+/* The client's next message waits for answers; the server must not keep them back. */
+ON_WORKER static enum step wait_for_answers(struct prt_client *c, struct prt_frame before,
+                                            struct run *r)
+{
+    c->frame = before;
     send_up(c, r);
-    prt_put_close(&b, 'S', PRT_STR(""));
-    prt_server_send_buf(s, &b);
+    if (!prt_txn_ends_itself(&c->server->txn)) {
+        prt_server_send(c->server, "H\0\0\0\4", 5);
+    }
+    return STEP_STOP;
 }
 
 /* A named statement would be found by the next client of this server, or be missing on another one.
@@ -140,7 +175,6 @@ ON_WORKER static bool refuse_named(struct prt_client *c, const struct prt_msg *m
         return false;
     }
     send_up(c, r);
-    s->unnamed_of = 0;
     prt_txn_mark_refused(&s->txn);
     prt_put_parse(&b, PRT_STR("named statement refused"));
     prt_server_send_buf(s, &b);
@@ -150,16 +184,14 @@ ON_WORKER static bool refuse_named(struct prt_client *c, const struct prt_msg *m
     return true;
 }
 
-enum step { STEP_NEXT, STEP_STOP };
-
 ON_WORKER static enum step up_count(struct prt_client *c, const struct prt_msg *m,
                                     struct prt_frame before, struct run *r)
 {
     struct prt_server *s = c->server;
     bool is_shared = prt_client_row(c)->mode != PRT_MODE_SESSION;
 
-    if (is_shared && !s->txn.skips) {
-        guard_unnamed(c, m, r);
+    if (is_shared && !s->txn.skips && !guard_unnamed(c, m, r)) {
+        return wait_for_answers(c, before, r);
     }
     switch (prt_txn_client(&s->txn, m)) {
     case PRT_TXN_FORWARD:
@@ -168,16 +200,11 @@ ON_WORKER static enum step up_count(struct prt_client *c, const struct prt_msg *
             r->at += m->size;
         }
         return STEP_NEXT;
-    case PRT_TXN_FULL: /* wait for answers; the server must not keep them back */
-        c->frame = before;
-        send_up(c, r);
-        if (!prt_txn_ends_itself(&s->txn)) {
-            prt_server_send(s, "H\0\0\0\4", 5);
-        }
-        return STEP_STOP;
+    case PRT_TXN_FULL:
+        return wait_for_answers(c, before, r);
     case PRT_TXN_TERMINATE:
         send_up(c, r);
-        prt_client_leave(c, PRT_GONE_CLIENT_QUIT);
+        prt_client_quit(c, PRT_GONE_CLIENT_QUIT);
         return STEP_STOP;
     case PRT_TXN_VIOLATION:
         break;
@@ -230,7 +257,7 @@ size_t prt_relay_up(struct prt_client *c, const uint8_t *p, size_t n)
 {
     size_t at = 0;
 
-    while (at < n && c->state != PRT_CLIENT_GONE) {
+    while (at < n && c->state != PRT_CLIENT_GONE && !c->has_ended) {
         bool had_server = c->server != NULL;
         size_t used = had_server ? up_leased(c, p + at, n - at) : up_free(c, p + at, n - at);
         at += used;
@@ -400,6 +427,9 @@ ON_WORKER static enum step down_message(struct prt_server *s, const struct prt_m
         return STEP_STOP;
     }
     s->drops_rest = ev & (PRT_EV_SWALLOW | PRT_EV_REFUSED);
+    if (m->type == '1' && !s->drops_rest) { /* named ones exist only where a server is not shared */
+        s->unnamed_of = s->client ? s->client->number : PRT_NO_CLIENT;
+    }
     if (ev && down_event(s, m, ev, r) == STEP_STOP) {
         return STEP_STOP;
     }

@@ -6,7 +6,7 @@
  * nothing and is in no transaction goes back to the pool. Any doubt closes it. */
 #include "proxy/proxy_int.h"
 
-#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -32,14 +32,15 @@ static int64_t cancel_limit(const struct prt_server *s)
 static void set_idle(struct prt_server *s)
 {
     s->state = PRT_SERVER_IDLE;
-    s->fresh_lease = false;
     s->was_reset = false;
     s->was_cancelled = false;
     s->error.rc = POOLRT_OK;
 }
 
-static void forget_password(struct prt_server *s)
+static void forget_dial(struct prt_server *s)
 {
+    free(s->settings);
+    s->settings = NULL;
     if (s->password) {
         prt_secret_wipe(s->password, strlen(s->password));
         free(s->password);
@@ -49,7 +50,7 @@ static void forget_password(struct prt_server *s)
 
 static void server_free(struct prt_server *s)
 {
-    forget_password(s);
+    forget_dial(s);
     prt_timer_clear(&s->timer);
     prt_list_del(&s->link);
     prt_buf_free(&s->in);
@@ -67,26 +68,38 @@ static void open_failed(struct prt_server *s, const struct prt_err *err)
     struct prt_slot *slot = s->slot;
     struct prt_worker *w = s->worker;
 
-    prt_log(PRT_LOG_WARN, "connect_failed", prt_kv_z("pool", s->pool->name),
-            prt_kv_z("target", prt_target_text(s->dial.target)), prt_kv_z("error", err->text));
+    prt_log_limited(
+        &s->pool->connect_limit, PRT_LOG_WARN, "connect_failed", prt_kv_z("pool", s->pool->name),
+        prt_kv_z("target", prt_target_text(s->dial.target)), prt_kv_z("error", err->text));
     slot->conn = NULL;
     server_free(s);
     prt_slot_opened(slot, err, w->now_us);
 }
 
-/* The connector has answered. */
-static void dialed(void *owner, struct prt_mail *mail)
-{
-    struct prt_worker *w = owner;
-    struct prt_server *s = prt_container_of(mail, struct prt_server, dial.reply);
+static const char check_name[] = "client_connection_check_interval";
 
-    prt_assert_worker();
-    forget_password(s);
-    if (s->dial.err.rc) {
-        struct prt_err err = s->dial.err;
-        open_failed(s, &err);
-        return;
+/* Servers before PostgreSQL 14, and what only speaks its protocol, refuse the setting by name. */
+static bool retry_without_check(struct prt_server *s)
+{
+    if (!s->settings || !strstr(s->dial.err.text, check_name)) {
+        return false;
     }
+    /* relaxed: whoever misses it is refused once more, and comes here */
+    atomic_store_explicit(&s->pool->has_no_check, true, memory_order_relaxed);
+    const struct prt_login *login = prt_class_user(s->slot->cls);
+    s->dial.settings = login->settings;
+    s->dial.settings_n = login->settings_n;
+    free(s->settings);
+    s->settings = NULL;
+    prt_connector_submit(s->pool->px->connector, &s->dial);
+    return true;
+}
+
+/* The connector has answered. */
+ON_WORKER static void take_over(struct prt_server *s)
+{
+    struct prt_worker *w = s->worker;
+
     s->sock = (struct prt_sock){.fd = s->dial.fd, .ssl = s->dial.ssl, .ticket = PRT_NO_TICKET};
     s->params = s->dial.params;
     if (s->sock.ssl) {
@@ -105,6 +118,23 @@ static void dialed(void *owner, struct prt_mail *mail)
     prt_log(PRT_LOG_DEBUG, "server_opened", prt_kv_z("pool", s->pool->name),
             prt_kv_z("server", s->dial.server_addr), prt_kv_int("pid", s->dial.pid));
     prt_slot_opened(s->slot, &s->dial.err, w->now_us);
+}
+
+static void dialed(void *owner, struct prt_mail *mail)
+{
+    struct prt_server *s = prt_container_of(mail, struct prt_server, dial.reply);
+
+    prt_assert_worker();
+    if (s->dial.err.rc && retry_without_check(s)) {
+        return;
+    }
+    forget_dial(s);
+    if (s->dial.err.rc) {
+        struct prt_err err = s->dial.err;
+        open_failed(s, &err);
+        return;
+    }
+    take_over(s);
 }
 
 static void no_memory(void *owner, struct prt_mail *mail)
@@ -147,6 +177,29 @@ static struct prt_server *server_new(struct prt_proxy_pool *pp, struct prt_slot 
     return s;
 }
 
+/* The class's settings, and that the server shall notice when poolrt dies in the middle of a query:
+ * else a long one runs on for nobody. */
+static void add_check(struct prt_server *s, const struct prt_login *login, int64_t interval_us)
+{
+    struct prt_buf b = {0};
+    char value[24];
+    int n = snprintf(value, sizeof value, "%lld", (long long)interval_us / 1000);
+
+    if (!interval_us || atomic_load_explicit(&s->pool->has_no_check, memory_order_relaxed)) {
+        return;
+    }
+    bool ok = prt_buf_add(&b, check_name, sizeof check_name) && n > 0 &&
+              prt_buf_add(&b, value, (size_t)n + 1) &&
+              prt_buf_add(&b, login->settings, login->settings_n);
+    if (!ok) {
+        prt_buf_free(&b);
+        return;
+    }
+    s->settings = (char *)b.p;
+    s->dial.settings = s->settings;
+    s->dial.settings_n = b.n;
+}
+
 static void op_open(void *ctx, struct prt_slot *slot)
 {
     struct prt_proxy_pool *pp = ctx;
@@ -177,6 +230,7 @@ static void op_open(void *ctx, struct prt_slot *slot)
         .reply.deliver = dialed,
         .fd = -1,
     };
+    add_check(s, login, row ? row->client_check_interval_us : 0);
     prt_snapshot_unref(now);
     prt_connector_submit(pp->px->connector, &s->dial);
 }
@@ -375,7 +429,8 @@ void prt_server_link(struct prt_server *s, struct prt_client *c)
     s->state = PRT_SERVER_LINKED;
     s->client = c;
     s->lease = c->w.lease;
-    s->fresh_lease = true;
+    s->batch_parses = false;
+    s->parse_unanswered = false;
     c->server = s;
     prt_client_set_state(c, PRT_CLIENT_ACTIVE);
     sync_params(s, c);
@@ -601,7 +656,6 @@ void prt_server_clean_on(struct prt_server *s)
     } else if (is_session && !s->was_reset) {
         s->was_reset = true;
         ok = inject(s, PRT_STR("DISCARD ALL"));
-        s->unnamed_of = 0;
     } else {
         prt_server_release(s);
         return;

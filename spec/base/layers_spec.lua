@@ -65,7 +65,8 @@ describe("layers", function()
   for room in pairs(ROOMS) do
     it("keeps " .. room .. " to its own includes", function()
       local bad = {}
-      for _, file in ipairs(lines_of("ls core/" .. room .. "/*.c core/" .. room .. "/*.h 2>/dev/null")) do
+      local files = "ls core/" .. room .. "/*.c core/" .. room .. "/*.h 2>/dev/null"
+      for _, file in ipairs(lines_of(files)) do
         for line in io.lines(file) do
           local own = line:match '^%s*#%s*include%s+"([^"]+)"'
           local lib = line:match "^%s*#%s*include%s+<([^>]+)>"
