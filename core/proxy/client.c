@@ -222,6 +222,8 @@ ON_WORKER static void release_all(struct prt_client *c)
 {
     struct prt_worker *w = c->worker;
 
+    bool lingers = c->doom != PRT_GONE_NO_MEMORY + 1 && prt_linger_begin(w, &c->sock, &c->out);
+
     prt_timer_clear(&c->timer);
     prt_sock_close(&w->io, &c->sock);
     prt_list_del(&c->link);
@@ -236,8 +238,9 @@ ON_WORKER static void release_all(struct prt_client *c)
     if (c->params) {
         prt_params_unref(c->params);
     }
-    atomic_fetch_sub_explicit(&w->px->n_clients, 1, memory_order_relaxed);
-    atomic_fetch_sub_explicit(&w->n_clients, 1, memory_order_relaxed);
+    if (!lingers) {
+        prt_worker_lost_client(w);
+    }
 }
 
 ON_WORKER static void bury(struct prt_client *c)

@@ -319,6 +319,14 @@ static bool is_special(struct prt_str name)
            (name.n > 5 && memcmp(name.p, "_pq_.", 5) == 0);
 }
 
+/* A client that names none has an empty one, not what the server connection is called. */
+static bool names_application(const struct prt_login_try *l)
+{
+    struct prt_str value;
+
+    return l->wanted && prt_params_get(l->wanted, PRT_STR("application_name"), &value);
+}
+
 ON_WORKER static bool read_settings(struct prt_client *c, const struct prt_startup *st)
 {
     struct prt_str name, value;
@@ -331,6 +339,11 @@ ON_WORKER static bool read_settings(struct prt_client *c, const struct prt_start
             fail_memory(c);
             return false;
         }
+    }
+    if (!names_application(c->login) &&
+        !add_setting(c->login, PRT_STR("application_name"), PRT_STR(""))) {
+        fail_memory(c);
+        return false;
     }
     return true;
 }

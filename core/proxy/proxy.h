@@ -3,7 +3,7 @@
  * worker.c    a loop: wait, dispatch, mail, timers     listener.c  accept, hand out
  * io.c        the socket seam (epoll)                  client.c    login, requests, leaving
  * login.c     from accept to ReadyForQuery             relay.c     bytes between the two
- * server.c    a server connection's life
+ * server.c    a server connection's life               linger.c    last bytes of who has left
  * auth.c      who may log in                           tls.c       OpenSSL on descriptors
  * pools.c     database name -> pool                    registry.c  cancel keys, numbers of clients
  */

@@ -26,7 +26,13 @@ struct prt_client;
 struct prt_server;
 
 /* ---- io.c: the socket seam ---- */
-enum prt_io_kind { PRT_KIND_WAKE, PRT_KIND_LISTENER, PRT_KIND_CLIENT, PRT_KIND_SERVER };
+enum prt_io_kind {
+    PRT_KIND_WAKE,
+    PRT_KIND_LISTENER,
+    PRT_KIND_CLIENT,
+    PRT_KIND_SERVER,
+    PRT_KIND_LINGER,
+};
 enum { PRT_WANT_READ = 1, PRT_WANT_WRITE = 2 };
 
 /** A descriptor in a worker's set. */
@@ -374,7 +380,7 @@ struct prt_worker {
     uint8_t *rbuf;                        /* PRT_RBUF bytes: every recv lands here first */
     struct prt_buf spare[PRT_SPARE_BUFS]; /* memory for the next client that has to wait */
     int n_spare;
-    struct prt_link clients, servers;
+    struct prt_link clients, servers, lingers;
     struct prt_link served; /* waiters of this lane whose wait is over: w.link */
     struct prt_link graves; /* clients to free at the end of the turn: link */
     struct prt_map identities;
@@ -432,6 +438,18 @@ struct prt_identity *prt_worker_identity(struct prt_worker *w, struct prt_class 
                                          struct prt_str application,
                                          struct prt_str tenant) ON_WORKER;
 void prt_identity_unref(struct prt_worker *w, struct prt_identity *id) ON_WORKER;
+
+/** One connection less in the numbers that max_clients and the balancing look at. */
+void prt_worker_lost_client(struct prt_worker *w) ON_WORKER;
+
+/* ---- linger.c ---- */
+struct prt_linger;
+/** Takes socket and bytes when there are any that a client which has left should still get. false:
+ *  nothing to send; both stay the caller's. */
+PRT_MUST_CHECK bool prt_linger_begin(struct prt_worker *w, struct prt_sock *sock,
+                                     struct prt_buf *out) ON_WORKER;
+void prt_linger_writable(struct prt_linger *g) ON_WORKER;
+void prt_linger_end_all(struct prt_worker *w) ON_WORKER;
 
 /* ---- listener.c ---- */
 struct prt_listener {

@@ -78,6 +78,7 @@ static void end_all(void *owner, struct prt_mail *mail)
 
     prt_assert_worker();
     w->is_ending = true;
+    prt_linger_end_all(w);
     for (struct prt_link *l = w->clients.next, *nl; l != &w->clients; l = nl) {
         nl = l->next;
         prt_client_fatal(prt_container_of(l, struct prt_client, link), "57P01",
@@ -120,6 +121,9 @@ ON_WORKER static void dispatch(struct prt_worker *w, const struct prt_io_event *
         break;
     case PRT_KIND_SERVER:
         prt_server_event(ev->obj, ev);
+        break;
+    case PRT_KIND_LINGER:
+        prt_linger_writable(ev->obj);
         break;
     case PRT_KIND_LISTENER:
         prt_listener_readable(w, ev->obj);
@@ -269,6 +273,13 @@ void prt_identity_unref(struct prt_worker *w, struct prt_identity *id)
     free(id);
 }
 
+void prt_worker_lost_client(struct prt_worker *w)
+{
+    /* relaxed: numbers to balance and to limit by */
+    atomic_fetch_sub_explicit(&w->px->n_clients, 1, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&w->n_clients, 1, memory_order_relaxed);
+}
+
 /* ---- birth and death ---- */
 
 poolrt_rc prt_worker_init(struct prt_worker *w, struct prt_proxy *px, unsigned lane,
@@ -280,6 +291,7 @@ poolrt_rc prt_worker_init(struct prt_worker *w, struct prt_proxy *px, unsigned l
     w->now_us = prt_now_us();
     prt_list_init(&w->clients);
     prt_list_init(&w->servers);
+    prt_list_init(&w->lingers);
     prt_list_init(&w->served);
     prt_list_init(&w->graves);
     prt_wheel_init(&w->wheel, w->now_us);

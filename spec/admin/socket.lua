@@ -20,7 +20,8 @@ local M = {}
 local Socket = {}
 Socket.__index = Socket
 
-local AF_INET, SOCK_STREAM, MSG_NOSIGNAL, MSG_DONTWAIT = 2, 1, 0x4000, 0x40
+local AF_INET, SOCK_STREAM, SOCK_CLOEXEC = 2, 1, 0x80000
+local MSG_NOSIGNAL, MSG_DONTWAIT = 0x4000, 0x40
 local POLLIN, POLLOUT, EAGAIN = 1, 4, 11
 
 --- Monotonic seconds.
@@ -34,7 +35,7 @@ function M.connect(port)
   local sa = ffi.new("struct spec_sockaddr_in", { family = AF_INET })
   sa.port = math.floor(port / 256) + port % 256 * 256
   sa.addr[0], sa.addr[3] = 127, 1
-  local fd = C.socket(AF_INET, SOCK_STREAM, 0)
+  local fd = C.socket(AF_INET, SOCK_STREAM + SOCK_CLOEXEC, 0)
   assert(fd >= 0, "no socket")
   assert(C.connect(fd, sa, ffi.sizeof(sa)) == 0, "cannot connect to port " .. port)
   return setmetatable({ fd = fd }, Socket)

@@ -177,7 +177,7 @@ function M.drop_tracked()
 end
 
 function M.connect(port)
-  local sa, fd = address(port), C.wire_socket(2, 1, 0)
+  local sa, fd = address(port), C.wire_socket(2, 0x80001, 0)
   assert(fd >= 0, "no socket")
   if C.wire_connect(fd, sa, ffi.sizeof(sa)) ~= 0 then
     C.wire_close(fd)
@@ -385,7 +385,7 @@ local Server = {}
 Server.__index = Server
 
 function M.listen()
-  local sa, fd = address(0), C.wire_socket(2, 1, 0)
+  local sa, fd = address(0), C.wire_socket(2, 0x80001, 0)
   local n = ffi.new("unsigned[1]", ffi.sizeof(sa))
   assert(fd >= 0 and C.wire_bind(fd, sa, ffi.sizeof(sa)) == 0 and C.wire_listen(fd, 64) == 0)
   C.wire_getsockname(fd, sa, n)

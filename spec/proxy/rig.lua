@@ -1,0 +1,330 @@
+-- rig.lua - poolrt in front of a PostgreSQL that load and fault specs may fill, stop and kill: one
+-- for all of them, apart from the one that other specs share, with room for 1,100 connections.
+local sys = require "support.os"
+local ffi = require "ffi"
+local wire = require "proxy.wire"
+local P = require "support.poolrt"
+
+ffi.cdef [[
+  int rig_fcntl(int, int, ...) __asm__("fcntl");
+]]
+
+local M = {}
+local F_SETFD, FD_CLOEXEC = 2, 1
+
+--- env PRT_LONG=1: the long versions.
+M.is_long = os.getenv "PRT_LONG" == "1"
+local out_folder = os.getenv "PRT_OUT" or "build/test"
+--- Built with a sanitizer: memory and speed say nothing.
+M.is_sanitized = select(2, sys.sh(("grep -aqE '__(asan|tsan)_init' %s/poolrt"):format(out_folder)))
+  == 0
+
+--- Wait until `check` answers with something true, which is returned. After `seconds` an error that
+--- says `what` and the second value of check().
+function M.eventually(seconds, what, check)
+  local seen
+  local got = sys.wait_for(function()
+    local found
+    found, seen = check()
+    return found
+  end, seconds)
+  return got or error(("not within %g s: %s (%s)"):format(seconds, what, tostring(seen)), 2)
+end
+
+-- ---- programs beside the spec ----
+
+local Job = {}
+Job.__index = Job
+
+--- Start a program (one, with its arguments as the shell takes them); both streams are kept.
+function M.job(command)
+  local path = sys.temp_dir() .. "/out"
+  local pid = sys.spawn(("exec setpriv --pdeathsig KILL %s >%s 2>&1 </dev/null"):format(command,
+    path))
+  return setmetatable({ pid = pid, path = path, command = command }, Job)
+end
+
+function Job:out()
+  return sys.read(self.path) or ""
+end
+
+--- nil while it runs.
+function Job:ended()
+  self.status = self.status or sys.reap(self.pid)
+  return self.status
+end
+
+--- Output and status; one that takes longer than `seconds` is killed: an error.
+function Job:wait(seconds)
+  if not sys.wait_for(function() return self:ended() end, seconds or 60) then
+    self:kill()
+    error(("did not end: %s\n%s"):format(self.command, self:out()), 2)
+  end
+  return self:out(), self.status
+end
+
+--- Wait until its output matches.
+function Job:says(pattern, seconds)
+  return M.eventually(seconds, pattern, function()
+    return self:out():match(pattern), self:out()
+  end)
+end
+
+function Job:kill(signal)
+  if not self:ended() then
+    sys.kill(self.pid, signal or "KILL")
+    sys.wait_for(function() return self:ended() end, 5)
+  end
+end
+
+--- A load client of spec/client.
+function M.client(name)
+  return out_folder .. "/spec/client/" .. name
+end
+
+-- ---- PostgreSQL ----
+
+local CONF = [[
+listen_addresses = '127.0.0.1'
+max_connections = 1100
+shared_buffers = 32MB
+fsync = off
+full_page_writes = off
+synchronous_commit = off
+autovacuum = off
+]]
+
+local server
+
+local function as_owner(command)
+  local owner = "setpriv --reuid=postgres --regid=postgres --clear-groups "
+  return (sys.is_root() and owner or "") .. command
+end
+
+local function create()
+  local bin = sys.must [[ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1]]
+  local dir = sys.temp_dir()
+  sys.must("chown postgres " .. dir .. " 2>/dev/null || true")
+  sys.must(("cd / && LC_ALL=C.UTF-8 %s -D %s/data -A trust -U postgres -E UTF8 --no-sync")
+    :format(as_owner(bin .. "/initdb"), dir))
+  sys.write(dir .. "/data/postgresql.auto.conf", CONF)
+  server = { dir = dir, port = sys.free_port(), bin = bin }
+  sys.at_exit(function() M.stop_server "QUIT" end)
+  M.start_server()
+  M.sql "create role acme superuser login; create role globex superuser login"
+  M.sql "create database app"
+end
+
+function M.server()
+  if not server then
+    create()
+  end
+  return server
+end
+
+function M.start_server()
+  local line = ("setpriv --pdeathsig QUIT %s/postgres -D %s/data -p %d -k %s"):format(server.bin,
+    server.dir, server.port, server.dir)
+  server.job = M.job(as_owner(line))
+  M.eventually(30, "PostgreSQL answers", function()
+    local out, status = sys.sh(M.psql_line "-Atc 'select 1'")
+    return status == 0, out .. server.job:out()
+  end)
+end
+
+--- INT: it ends its connections properly. QUIT: at once, as after a crash.
+function M.stop_server(signal)
+  sys.kill(server.job.pid, signal)
+  sys.wait_for(function() return server.job:ended() end, 30)
+end
+
+--- For libpq, past poolrt.
+function M.direct(database)
+  return ("host=127.0.0.1 port=%d user=postgres dbname=%s"):format(M.server().port,
+    database or "app")
+end
+
+function M.psql_line(options, database)
+  return ("timeout 60 psql -X -v ON_ERROR_STOP=1 %s %s"):format(
+    sys.quote(M.direct(database or "postgres")), options)
+end
+
+--- Run SQL in the server itself; what psql -At prints.
+function M.sql(sql, database)
+  return sys.must(M.psql_line("-qAt -c " .. sys.quote(sql), database))
+end
+
+--- How many connections the server has for which `where` holds, without the one that asks.
+function M.backends(where)
+  return tonumber((M.sql("select count(*) from pg_stat_activity where "
+    .. "backend_type = 'client backend' and pid <> pg_backend_pid() and " .. (where or "true"))))
+end
+
+function M.no_backends(seconds, where)
+  M.eventually(seconds, "no backend that is " .. (where or "there"), function()
+    local n = M.backends(where)
+    return n == 0, n
+  end)
+end
+
+--- From now on it speaks TLS to those who ask for it.
+function M.server_tls(cert, key)
+  local dir = server.dir
+  sys.must(("cp %s %s/data/cert && cp %s %s/data/key && chmod 600 %s/data/key"):format(cert, dir,
+    key, dir, dir))
+  sys.must(("chown --reference=%s/data %s/data/cert %s/data/key"):format(dir, dir, dir))
+  M.sql(("alter system set ssl_cert_file = '%s/data/cert'"):format(dir))
+  M.sql(("alter system set ssl_key_file = '%s/data/key'"):format(dir))
+  M.sql "alter system set ssl = on"
+  M.sql "select pg_reload_conf()"
+  M.eventually(10, "TLS", function()
+    local _, status = sys.sh(("timeout 10 psql -XAt %s -c 'select 1'"):format(
+      sys.quote(M.direct() .. " sslmode=require")))
+    return status == 0
+  end)
+end
+
+-- ---- poolrt ----
+
+local Rig = {}
+Rig.__index = Rig
+
+--- o.pools: { name = "settings, in Lua" }; o.top: more of the configuration; o.sslmode: to the
+--- server.
+function M.start(o)
+  local pg = M.server()
+  local lines = {
+    "return { workers = 2, max_clients = 20000, shutdown_timeout = 5,",
+    "listen = { '127.0.0.1:@PORT@' }, admin = { listen = '127.0.0.1:@ADMIN_PORT@' },",
+    "auth = { type = 'trust', users = { acme = 'x', globex = 'x', postgres = 'x' } },",
+    "log = { connections = false },", o.top or "", "pools = {",
+  }
+  for name, settings in pairs(o.pools) do
+    lines[#lines + 1] = ("%s = { target = 'host=127.0.0.1 port=%d dbname=app sslmode=%s', %s },")
+      :format(name, pg.port, o.sslmode or "disable", settings)
+  end
+  local rt = P.start { config = table.concat(lines, "\n") .. "} }\n" }
+  local self = setmetatable({ rt = rt, port = rt.port, pid = rt.pid, clients = {} }, Rig)
+  self.before = { rss = rt.rss(), fds = rt.fds() }
+  return self
+end
+
+--- An orderly end.
+function Rig:stop()
+  local status = self.rt.stop("TERM", 30)
+  if status ~= 0 then -- a sanitizer's report stands in the log
+    error(("poolrt ended with status %s:\n%s"):format(tostring(status), self.rt.log()), 2)
+  end
+end
+
+--- For libpq, through poolrt.
+function Rig:conninfo(database, user)
+  return ("host=127.0.0.1 port=%d user=%s dbname=%s gssencmode=disable"):format(self.port,
+    user or "acme", database)
+end
+
+--- A client of spec/proxy/wire.lua, logged in.
+function Rig:login(database, user, ...)
+  local c, why = wire.login(self.port, user or "acme", database, ...)
+  if not c then
+    error("login: " .. wire.words(why), 2)
+  end
+  -- a server that is started meanwhile must not hold it open
+  ffi.C.rig_fcntl(c.fd, F_SETFD, ffi.cast("int", FD_CLOEXEC))
+  self.clients[#self.clients + 1] = c
+  return c
+end
+
+--- What a spec that failed has left open must not fail the next.
+function Rig:drop_clients()
+  for _, c in ipairs(self.clients) do
+    c:drop()
+  end
+  self.clients = {}
+end
+
+--- Start a program; @ in its line stands for the conninfo.
+function Rig:job(line, database, user)
+  local conninfo = sys.quote(self:conninfo(database, user))
+  return M.job((line:gsub("@", function() return conninfo end)))
+end
+
+--- Numbers of /metrics by name and labels as they stand there.
+function Rig:metrics()
+  local text = sys.must(("curl -sS -m 10 %s/metrics"):format(self.rt.admin_url))
+  local numbers = {}
+  for name, value in text:gmatch "([^\n]+) (%S+)" do
+    numbers[name] = tonumber(value)
+  end
+  return numbers
+end
+
+--- poolrt_pool_NAME of a pool.
+function Rig:pool_metric(name, pool)
+  return self:metrics()[("poolrt_pool_%s{pool=%q}"):format(name, pool)]
+end
+
+--- As many transactions at once as there are slots, each on a backend of its own.
+function Rig:assert_slots(pool, n)
+  local open, seen, different = {}, {}, 0
+  for i = 1, n do
+    open[i] = self:login(pool)
+    open[i]:ask "begin"
+    local pid = select(2, open[i]:ask "select pg_backend_pid()")[1]
+    different = different + (pid and not seen[pid] and 1 or 0)
+    seen[pid or ""] = true
+  end
+  for i = 1, n do
+    open[i]:send(wire.terminate)
+    open[i]:drop()
+  end
+  assert(different == n, ("%d slots serve with %d backends"):format(n, different))
+end
+
+--- What must hold after every test (TRUST R11): each lease was given back, no backend does
+--- anything, every slot serves, descriptors and memory are back.
+function Rig:assert_settled(pool, slots)
+  if slots then
+    self:assert_slots(pool, slots)
+  end
+  M.eventually(15, "leases given back in " .. pool, function()
+    local m, of = self:metrics(), ("{pool=%q}"):format(pool)
+    local acquired = m["poolrt_pool_acquisitions_total" .. of]
+    local back = m["poolrt_pool_releases_total" .. of]
+    local active = m[("poolrt_pool_connections_total{pool=%q,state=\"active\"}"):format(pool)]
+    local waiting = m["poolrt_pool_waiting" .. of]
+    local clients = m["poolrt_clients{state=\"connected\"}"]
+    return acquired and acquired == back and active == 0 and waiting == 0 and clients == 0,
+      ("%s acquired, %s released, %s active, %s waiting, %s clients"):format(acquired, back, active,
+        waiting, clients)
+  end)
+  M.no_backends(10, "state <> 'idle'")
+  M.eventually(10, "descriptors given back", function()
+    local extra = self.rt.fds() - self.before.fds - M.backends()
+    return extra <= 2, extra
+  end)
+  local grown = self.rt.rss() - self.before.rss
+  assert(M.is_sanitized or grown < 80e6, "resident memory has grown by " .. grown)
+end
+
+--- Most resident memory since the last reset_peak().
+function Rig:peak()
+  return tonumber(sys.read(("/proc/%d/status"):format(self.pid)):match "VmHWM:%s*(%d+)") * 1024
+end
+
+function Rig:assert_peak(limit)
+  local peak = self:peak()
+  assert(M.is_sanitized or peak < limit, ("%d is more than %d"):format(peak, limit))
+end
+
+function Rig:reset_peak()
+  sys.write(("/proc/%d/clear_refs"):format(self.pid), "5")
+end
+
+--- Gives the processor away for `seconds`, for what is a matter of time itself: how much is used in
+--- it, or that nothing comes.
+function M.let_pass(seconds)
+  ffi.C.usleep(seconds * 1e6)
+end
+
+return M
