@@ -24,7 +24,7 @@ describe("limits", function()
         one = "mode = 'transaction', max_size = 1, acquire_timeout = '1s'",
         line = "mode = 'transaction', max_size = 1",
         session = "mode = 'session', max_size = 1, acquire_timeout = '1s'",
-        ended = "mode = 'transaction', max_size = 20, client_idle_timeout = '500ms'",
+        ended = "mode = 'transaction', max_size = 100, client_idle_timeout = '200ms'",
       },
     }
   end)
@@ -98,12 +98,12 @@ describe("limits", function()
     -- results around what the kernel's buffers hold: some clients are through and idle while their
     -- last bytes still wait in poolrt, and that is when the idle limit ends them
     local clients = {}
-    for kb = 64, 1536, 64 do
+    for kb = 256, 8192, 112 do
       local c = px:login "ended"
       c:send(wire.query(("select repeat('x', 1000) from generate_series(1, %d)"):format(kb)))
       clients[#clients + 1] = { c = c, rows = kb }
     end
-    rig.eventually(10, "the idle limit", function()
+    rig.eventually(20, "the idle limit", function()
       local n = px:metrics()['poolrt_disconnects_total{reason="idle_timeout"}'] or 0
       return n >= 1, n
     end)
@@ -118,7 +118,7 @@ describe("limits", function()
         one.rows .. " rows")
     end
     px:drop_clients()
-    px:assert_settled("ended", 20)
+    px:assert_settled("ended", 100)
   end)
 
   it("messages of 20 MB pass with little memory", function()
