@@ -87,6 +87,9 @@ static bool keep(struct prt_client *c, const uint8_t *p, size_t n)
 {
     struct prt_worker *w = c->worker;
 
+    if (PRT_FAULT("client_buffer")) {
+        return false;
+    }
     if (!c->in.p && w->n_spare) {
         c->in = w->spare[--w->n_spare];
     }
@@ -107,11 +110,25 @@ static void used(struct prt_client *c, size_t n)
     c->in = (struct prt_buf){0};
 }
 
-static void no_memory(struct prt_client *c)
+/* No memory for its bytes. It is told so where that can be read as a message, from memory that is
+ * there; the event of its socket's end then finds it outside of any other work. */
+ON_WORKER static void no_memory(struct prt_client *c)
 {
+    static const char sorry[] =
+        "SFATAL\0VFATAL\0C53200\0Mout of memory for the buffer of this connection\0";
+    static struct prt_log_limit limit;
+    uint8_t m[5 + sizeof sorry];
+
+    m[0] = 'E';
+    prt_put32(m + 1, (uint32_t)(4 + sizeof sorry));
+    memcpy(m + 5, sorry, sizeof sorry);
+    if (prt_buf_len(&c->out) == 0 && (!c->server || prt_frame_is_clean(&c->server->frame))) {
+        (void)prt_sock_send(&c->sock, m, sizeof m);
+    }
+    prt_log_limited(&limit, PRT_LOG_ERROR, "out_of_memory", prt_kv_int("client", c->number),
+                    prt_kv_z("hint", "give poolrt more memory, or lower max_clients"));
     c->doom = PRT_GONE_NO_MEMORY + 1;
-    (void)shutdown(c->sock.fd,
-                   SHUT_RDWR); /* the event of its end finds it outside of any other work */
+    (void)shutdown(c->sock.fd, SHUT_RDWR);
 }
 
 /* ---- sending ---- */
@@ -747,6 +764,10 @@ void prt_client_event(struct prt_client *c, const struct prt_io_event *ev)
 {
     bool more = ev->readable;
 
+    if (c->doom == PRT_GONE_NO_MEMORY + 1) {
+        leave(c, PRT_GONE_NO_MEMORY, false);
+        return;
+    }
     if (c->state < PRT_CLIENT_WELCOME) {
         prt_login_go_on(c);
         more = c->state == PRT_CLIENT_IDLE && has_more(c);

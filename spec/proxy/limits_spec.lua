@@ -249,3 +249,22 @@ describe("limits", function()
     px:assert_settled("app", 4)
   end)
 end)
+
+describe("no memory for a client's buffer", function()
+  it("ends that client with a reason, and no other", function()
+    local px = rig.start {
+      pools = { one = "mode = 'transaction', max_size = 1" },
+      env = { POOLRT_FAULT = "client_buffer:1" },
+    }
+    local unlucky, holder, lucky = px:login "one", px:login "one", px:login "one"
+    unlucky:send(wire.query "select 1") -- its settings are restored first: its bytes must be kept
+    assert.equal("E:FATAL:53200", wire.words((unlucky:until_end(10))))
+    assert.equal("C:BEGIN Z:T", (holder:ask "begin"))
+    lucky:send(wire.query "select 2") -- must wait
+    assert.equal("C:COMMIT Z:I", (holder:ask "commit"))
+    assert.equal("T D C:SELECT 1 Z:I", wire.words((lucky:until_ready())))
+    assert.truthy(px.rt.log():find("level=error event=out_of_memory", 1, true))
+    px:drop_clients()
+    px:stop()
+  end)
+end)

@@ -190,7 +190,7 @@ local Rig = {}
 Rig.__index = Rig
 
 --- o.pools: { name = "settings, in Lua" }; o.top: more of the configuration; o.sslmode: to the
---- server.
+--- server; o.env: poolrt's environment.
 function M.start(o)
   local pg = M.server()
   local lines = {
@@ -203,7 +203,7 @@ function M.start(o)
     lines[#lines + 1] = ("%s = { target = 'host=127.0.0.1 port=%d dbname=app sslmode=%s', %s },")
       :format(name, pg.port, o.sslmode or "disable", settings)
   end
-  local rt = P.start { config = table.concat(lines, "\n") .. "} }\n" }
+  local rt = P.start { config = table.concat(lines, "\n") .. "} }\n", env = o.env }
   local self = setmetatable({ rt = rt, port = rt.port, pid = rt.pid, clients = {} }, Rig)
   self.before = { rss = rt.rss(), fds = rt.fds() }
   return self
