@@ -422,6 +422,11 @@ static bool feed_one(struct step *st, struct prt_class *c)
     if (prt_n(&p->open) < p->lim.max) {
         return prt_slot_open(st, SLOT_OF(p->free.next), c, w->lane);
     }
+    /* every connection that is not c's own is already on its way out for c: the usual case of a full
+     * pool with one class, which need not search */
+    if (c->open + c->coming >= prt_n(&p->open)) {
+        return false;
+    }
     if (prt_is_over(p) || !(s = prt_claim_victim(p))) {
         return false;
     }
