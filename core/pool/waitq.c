@@ -412,20 +412,20 @@ void prt_seek(struct step *st, struct prt_waiter *w)
 static bool feed_one(struct step *st, struct prt_class *c)
 {
     struct prt_pool *p = st->p;
-    struct prt_waiter *w = prt_best_in(c, -1, st->now_us);
     struct slot *s;
 
+    /* full, and every connection that is not c's own is on its way out for c already: the usual
+     * case of a pool with one class, which need not look further */
+    if (prt_n(&p->open) >= p->lim.max && c->open + c->coming >= prt_n(&p->open)) {
+        return false;
+    }
+    struct prt_waiter *w = prt_best_in(c, -1, st->now_us);
     if (prt_credit_look(w->part) != CREDIT_OK) {
         prt_park(st, w); /* a connection would not help it */
         return true;
     }
     if (prt_n(&p->open) < p->lim.max) {
         return prt_slot_open(st, SLOT_OF(p->free.next), c, w->lane);
-    }
-    /* every connection that is not c's own is already on its way out for c: the usual case of a full
-     * pool with one class, which need not search */
-    if (c->open + c->coming >= prt_n(&p->open)) {
-        return false;
     }
     if (prt_is_over(p) || !(s = prt_claim_victim(p))) {
         return false;

@@ -201,6 +201,7 @@ static void pool_free(struct prt_proxy_pool *pp)
         hooks->unbind(hooks->ctx, pp->policy);
     }
     prt_target_unref(pp->target);
+    prt_target_unref(pp->next_target);
     prt_config_unref(pp->owner);
     for (int i = 0; i < PRT_LANES_MAX; i++) {
         free(atomic_load_explicit(&pp->lane[i], memory_order_relaxed));
@@ -261,6 +262,7 @@ static struct prt_proxy_pool *pool_new(struct prt_proxy *px, struct prt_config *
 static void warm(struct prt_proxy_pool *pp, const struct prt_pool_config *row)
 {
     if (!row->user || (!row->initial_size && !row->min_size)) {
+        prt_pool_set_warm(pp->engine, NULL); /* of another user before a reload */
         return;
     }
     struct prt_class *cls =
@@ -341,7 +343,7 @@ static bool is_same(const char *a, const char *b)
 }
 
 static void apply_row(struct prt_proxy_pool *pp, struct prt_config *owner,
-                      const struct prt_pool_config *row, struct prt_target *target, int64_t now)
+                      const struct prt_pool_config *row, int64_t now)
 {
     const struct prt_pool_config *old = atomic_load_explicit(&pp->cfg, memory_order_relaxed);
     struct prt_limits lim = limits_of(row);
@@ -360,10 +362,12 @@ static void apply_row(struct prt_proxy_pool *pp, struct prt_config *owner,
     prt_config_unref(old_owner); /* workers that still read the old row hold its snapshot */
     (void)pthread_mutex_lock(&pp->px->now_mu);
     struct prt_target *before = pp->target;
-    pp->target = target;
+    pp->target = pp->next_target;
+    pp->next_target = NULL;
     (void)pthread_mutex_unlock(&pp->px->now_mu);
     prt_target_unref(before);
     if (moves) {
+        warm(pp, row);
         prt_pool_flush(pp->engine, now);
     }
 }
@@ -375,33 +379,40 @@ static const struct prt_pool_config *row_of(const struct prt_config *cfg,
 }
 
 /* All that can be refused is tried before the first pool is touched. */
-static poolrt_rc targets_of(struct prt_proxy *px, const struct prt_config *cfg,
-                            struct prt_target **to, struct prt_err *err)
+static poolrt_rc prepare_targets(struct prt_proxy *px, const struct prt_config *cfg,
+                                 struct prt_err *err)
 {
-    unsigned i = 0;
-
-    for (struct prt_map_node *n = prt_map_next(&px->pools, NULL); n;
-         n = prt_map_next(&px->pools, n)) {
-        const struct prt_pool_config *row =
-            row_of(cfg, prt_container_of(n, struct prt_proxy_pool, node));
-        poolrt_rc rc = row ? prt_target_new(&to[i], row->target, err) : POOLRT_OK;
-        if (rc) {
-            return rc;
-        }
-        i++;
-    }
     for (int k = 0; k < cfg->n_pools; k++) {
         struct prt_target *probe = NULL;
         poolrt_rc rc = prt_target_new(&probe, cfg->pools[k].target, err);
+        prt_target_unref(probe);
         if (rc) {
             return rc;
         }
-        prt_target_unref(probe);
+    }
+    for (struct prt_map_node *n = prt_map_next(&px->pools, NULL); n;
+         n = prt_map_next(&px->pools, n)) {
+        struct prt_proxy_pool *pp = prt_container_of(n, struct prt_proxy_pool, node);
+        const struct prt_pool_config *row = row_of(cfg, pp);
+        prt_target_unref(pp->next_target); /* of a reload that was refused */
+        pp->next_target = NULL;
+        poolrt_rc rc = row ? prt_target_new(&pp->next_target, row->target, err) : POOLRT_OK;
+        if (rc) {
+            return rc;
+        }
     }
     return POOLRT_OK;
 }
 
-static poolrt_rc make_missing(struct prt_proxy *px, struct prt_config *cfg, struct prt_err *err)
+static void drain(struct prt_proxy_pool *pp, int64_t now)
+{
+    pp->is_gone = true;
+    prt_pool_drain(pp->engine, now);
+}
+
+/* Pools that the configuration names and nobody has asked for yet. */
+ON_CONTROL static poolrt_rc make_missing(struct prt_proxy *px, struct prt_config *cfg,
+                                         struct prt_err *err)
 {
     for (int i = 0; i < cfg->n_pools; i++) {
         const struct prt_pool_config *row = &cfg->pools[i];
@@ -418,49 +429,51 @@ static poolrt_rc make_missing(struct prt_proxy *px, struct prt_config *cfg, stru
     return POOLRT_OK;
 }
 
-static void apply_rows(struct prt_proxy *px, struct prt_config *cfg, struct prt_target **target)
+/* A reload that cannot be: what it has made already is taken back by the next ticks. */
+static void drop_new(struct prt_proxy *px, const struct prt_config *cfg)
 {
     int64_t now = prt_now_us();
-    unsigned i = 0;
+
+    for (struct prt_map_node *n = prt_map_next(&px->pools, NULL); n;
+         n = prt_map_next(&px->pools, n)) {
+        struct prt_proxy_pool *pp = prt_container_of(n, struct prt_proxy_pool, node);
+        if (pp->owner == cfg && !pp->is_gone) {
+            drain(pp, now);
+        }
+    }
+}
+
+static void apply_rows(struct prt_proxy *px, struct prt_config *cfg)
+{
+    int64_t now = prt_now_us();
 
     for (struct prt_map_node *n = prt_map_next(&px->pools, NULL); n;
          n = prt_map_next(&px->pools, n)) {
         struct prt_proxy_pool *pp = prt_container_of(n, struct prt_proxy_pool, node);
         const struct prt_pool_config *row = row_of(cfg, pp);
-        if (row && !pp->is_gone) {
-            apply_row(pp, cfg, row, target[i], now);
-            target[i] = NULL;
-        } else if (!pp->is_gone) {
-            pp->is_gone = true;
-            prt_pool_drain(pp->engine, now);
+        if (pp->is_gone || pp->owner == cfg) {
+            continue;
         }
-        i++;
+        if (row) {
+            apply_row(pp, cfg, row, now);
+        } else {
+            drain(pp, now);
+        }
     }
-}
-
-ON_CONTROL static poolrt_rc apply_locked(struct prt_proxy *px, struct prt_config *cfg,
-                                         struct prt_target **target, struct prt_err *err)
-{
-    poolrt_rc rc = targets_of(px, cfg, target, err);
-
-    if (rc) {
-        return rc;
-    }
-    apply_rows(px, cfg, target);
-    return make_missing(px, cfg, err);
 }
 
 poolrt_rc prt_pools_apply(struct prt_proxy *px, struct prt_config *cfg, struct prt_err *err)
 {
     (void)pthread_mutex_lock(&px->mu);
-    unsigned n = px->n_pools;
-    struct prt_target **target = calloc(n + 1, sizeof(void *));
-    poolrt_rc rc = target ? apply_locked(px, cfg, target, err)
-                          : prt_fail(err, POOLRT_NOMEM, "no memory for the new configuration");
-    for (unsigned i = 0; target && i < n; i++) {
-        prt_target_unref(target[i]);
+    poolrt_rc rc = prepare_targets(px, cfg, err);
+    if (!rc) {
+        rc = make_missing(px, cfg, err);
+        if (rc) {
+            drop_new(px, cfg);
+        } else {
+            apply_rows(px, cfg);
+        }
     }
-    free(target);
     (void)pthread_mutex_unlock(&px->mu);
     return rc;
 }
@@ -493,8 +506,7 @@ static bool free_unused(struct prt_proxy *px, struct prt_proxy_pool *pp, int64_t
         if (now - pp->unused_since_us < px->snap->cfg->pool_idle_timeout_us) {
             return false;
         }
-        pp->is_gone = true;
-        prt_pool_drain(pp->engine, now);
+        drain(pp, now);
     }
     if (prt_pool_open(pp->engine) > 0) {
         return false;

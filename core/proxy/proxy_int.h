@@ -145,6 +145,7 @@ struct prt_proxy_pool {
     /* its servers refused client_connection_check_interval: too old, or not PostgreSQL */
     _Atomic bool has_no_check;
     struct prt_log_limit connect_limit;
+    struct prt_target *next_target; /* control: of the reload under way */
     int64_t unused_since_us; /* control thread */
     int64_t created_at_us;   /* wall clock */
     double open_sum[24];     /* control thread: open connections seen, by hour */
