@@ -114,7 +114,7 @@ describe("a new configuration #pg", function()
 
   it("takes a new limit at once", function()
     reload(BOTH, pool("app", "max_size = 1, acquire_timeout = '500ms'"))
-    local a, b = session("app", "app"), session("acme", "app")
+    local a, b = session("app", "app"), session("app", "app")
     a.ask("begin; select 'held';", "held")
     b.ask("select 1;", "no server connection became free within acquire_timeout")
     a.ask("commit; select 'done';", "done")
