@@ -319,7 +319,7 @@ void prt_listener_readable(struct prt_worker *w, struct prt_sock *s)
     struct prt_listener *l = &w->px->listener[s - w->listeners];
 
     for (int i = 0; i < ACCEPTS_PER_EVENT; i++) {
-        struct sockaddr_storage from;
+        struct sockaddr_storage from = {0};
         socklen_t from_n = sizeof from;
         int fd = accept4(l->fd, (struct sockaddr *)&from, &from_n, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0) {

@@ -146,9 +146,9 @@ struct prt_proxy_pool {
     _Atomic bool has_no_check;
     struct prt_log_limit connect_limit;
     struct prt_target *next_target; /* control: of the reload under way */
-    int64_t unused_since_us; /* control thread */
-    int64_t created_at_us;   /* wall clock */
-    double open_sum[24];     /* control thread: open connections seen, by hour */
+    int64_t unused_since_us;        /* control thread */
+    int64_t created_at_us;          /* wall clock */
+    double open_sum[24];            /* control thread: open connections seen, by hour */
     uint64_t open_seen[24];
     _Atomic(struct prt_pool_lane *) lane[PRT_LANES_MAX];
 };
