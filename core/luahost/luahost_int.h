@@ -272,7 +272,7 @@ struct prt_binding {
 };
 
 struct prt_lane {
-    _Atomic bool todo; /* a turn has something to do */
+    _Atomic bool has_news; /* a turn has something to do */
     /* owner worker */
     struct prt_guard guard;
     struct prt_unit *answered; /* who gave the last answer of route, for bad_route */

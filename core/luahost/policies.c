@@ -12,7 +12,7 @@
 void prt_policies_poke(struct prt_policies *ps, unsigned lane)
 {
     /* release: pairs with the exchange in prt_policies_turn; what was laid out for it is visible */
-    atomic_store_explicit(&ps->lane[lane].todo, true, memory_order_release);
+    atomic_store_explicit(&ps->lane[lane].has_news, true, memory_order_release);
     if (ps->wake) {
         ps->wake(ps->wake_ctx, lane);
     }
@@ -432,11 +432,11 @@ void prt_policies_turn(struct prt_policies *ps, unsigned lane)
     struct prt_lane *ln = &ps->lane[lane];
 
     /* relaxed: only a look; the exchange orders */
-    if (__builtin_expect(!atomic_load_explicit(&ln->todo, memory_order_relaxed), 1)) {
+    if (__builtin_expect(!atomic_load_explicit(&ln->has_news, memory_order_relaxed), 1)) {
         return;
     }
     /* acquire: pairs with the release in prt_policies_poke */
-    if (atomic_exchange_explicit(&ln->todo, false, memory_order_acquire)) {
+    if (atomic_exchange_explicit(&ln->has_news, false, memory_order_acquire)) {
         take_over(ps, lane);
     }
 }
@@ -448,7 +448,7 @@ void prt_policies_worker_start(struct prt_policies *ps, unsigned lane)
         prt_log(PRT_LOG_ERROR, "policy_guard_off", prt_kv_int("worker", lane),
                 prt_kv_z("error", "no timer: a policy that loops will not be stopped"));
     }
-    atomic_store_explicit(&ps->lane[lane].todo, true, memory_order_relaxed);
+    atomic_store_explicit(&ps->lane[lane].has_news, true, memory_order_relaxed);
     prt_policies_turn(ps, lane);
 }
 

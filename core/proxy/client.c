@@ -13,14 +13,6 @@
 #define IN_MAX (4 * IN_CHUNK) /* a client with more than this waiting is not read */
 #define SPARE_MAX 4096        /* bigger buffers are not kept for the next one */
 
-const char *prt_client_state_name(enum prt_client_state st)
-{
-    static const char *const name[] = {"start",   "auth",   "welcome", "idle",
-                                       "waiting", "active", "gone"};
-
-    return name[st];
-}
-
 const char *prt_disconnect_name(enum prt_disconnect why)
 {
     static const char *const name[] = {

@@ -47,7 +47,7 @@ PRT_MUST_CHECK poolrt_rc prt_proxy_apply(struct prt_proxy *px, struct prt_config
 void prt_proxy_tick(struct prt_proxy *px, int64_t now_us) ON_CONTROL;
 /** Stop listening; clients leave at the end of their transaction (idle ones at once). */
 void prt_proxy_drain(struct prt_proxy *px) ON_CONTROL;
-/** Drained: no client and no server connection is left. */
+/** Drained: no client is left. Server connections are closed by prt_proxy_stop(). */
 bool prt_proxy_is_empty(struct prt_proxy *px) ON_CONTROL;
 /** Cancel what runs, close all, join the workers. */
 void prt_proxy_stop(struct prt_proxy *px) ON_CONTROL;

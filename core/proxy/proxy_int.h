@@ -243,7 +243,6 @@ enum prt_client_state {
     PRT_CLIENT_ACTIVE,
     PRT_CLIENT_GONE,
 };
-const char *prt_client_state_name(enum prt_client_state st);
 
 /** What a login needs and a client does not: freed when it is logged in. Strings are owned. */
 struct prt_login_try {
@@ -326,7 +325,6 @@ enum prt_server_state {
     PRT_SERVER_CLEANING,
     PRT_SERVER_CLOSING,
 };
-const char *prt_server_state_name(enum prt_server_state st);
 
 #define PRT_NO_CLIENT UINT32_MAX /* a client's number that no client has */
 struct prt_server {

@@ -15,13 +15,6 @@
 #define CANCELS_MAX 4          /* requests under way for one server; more are dropped */
 #define CLOSE_LIMIT_US 5000000 /* from Terminate to the server's end of file */
 
-const char *prt_server_state_name(enum prt_server_state st)
-{
-    static const char *const name[] = {"dialing", "idle", "linked", "cleaning", "closing"};
-
-    return name[st];
-}
-
 static int64_t cancel_limit(const struct prt_server *s)
 {
     return atomic_load_explicit(&s->pool->cfg, memory_order_acquire)->cancel_wait_timeout_us;
