@@ -222,7 +222,7 @@ ON_WORKER static void let_go_of_server(struct prt_client *c, bool at_once)
     }
     c->server = NULL;
     s->client = NULL;
-    prt_server_abandon(s, !prt_frame_is_clean(&c->frame) && !c->drops_rest, at_once);
+    prt_server_abandon(s, prt_client_is_torn(c), at_once);
 }
 
 /* Everything but the struct itself, which an event of this turn or the pool's queue may still name.
@@ -561,6 +561,9 @@ void prt_client_resume(struct prt_client *c)
     }
     used(c, n);
     prt_client_set_reading(c);
+    if (n) {
+        prt_relay_up_done(c);
+    }
 }
 
 ON_WORKER static bool is_between_transactions(const struct prt_client *c)
@@ -728,13 +731,18 @@ ON_WORKER static bool read_client(struct prt_client *c)
     }
     prt_count(&w->n.bytes_in, (uint64_t)n);
     size_t at = prt_relay_up(c, w->rbuf, (size_t)n);
-    if (c->state == PRT_CLIENT_GONE || at == (size_t)n) {
+    if (c->state == PRT_CLIENT_GONE) {
         return true;
     }
-    if (!keep(c, w->rbuf + at, (size_t)n - at)) {
-        no_memory(c);
+    if (at < (size_t)n) {
+        if (!keep(c, w->rbuf + at, (size_t)n - at)) {
+            no_memory(c);
+        }
+        prt_client_set_reading(c);
     }
-    prt_client_set_reading(c);
+    if (at) {
+        prt_relay_up_done(c);
+    }
     return true;
 }
 

@@ -516,6 +516,12 @@ static inline const struct prt_pool_config *prt_client_row(const struct prt_clie
     return atomic_load_explicit(&c->pool->cfg, memory_order_acquire);
 }
 
+/** Has its server got the beginning of a message that it is still sending? */
+static inline bool prt_client_is_torn(const struct prt_client *c)
+{
+    return !prt_frame_is_clean(&c->frame) && !c->drops_rest;
+}
+
 /* ---- login.c: from accept to ReadyForQuery ---- */
 /** Bytes are in c->in, or the TLS handshake can go on. */
 void prt_login_go_on(struct prt_client *c) ON_WORKER;
@@ -558,6 +564,9 @@ bool prt_server_is_settled(const struct prt_server *s) ON_WORKER;
 /* ---- relay.c: bytes between the two ---- */
 /** Bytes of a client, n of them; returns how many were used. The caller keeps the rest in c->in. */
 PRT_MUST_CHECK size_t prt_relay_up(struct prt_client *c, const uint8_t *p, size_t n) ON_WORKER;
+/** Bytes of a client were used, and what is left of them is kept: its lease may have waited for
+ * them to end. */
+void prt_relay_up_done(struct prt_client *c) ON_WORKER;
 /** Something that held the lease up is over (a cancel request): end it if it may. */
 void prt_relay_settle(struct prt_server *s) ON_WORKER;
 /** A server is readable. true: more lies ready in its TLS layer. */

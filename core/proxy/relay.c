@@ -463,6 +463,14 @@ ON_WORKER static void settle_unlinked(struct prt_server *s)
     }
 }
 
+/* A COPY that has failed is answered while its client still sends data, perhaps in the middle of a
+ * message: the rest of that belongs to this server. */
+ON_WORKER static bool is_settled(const struct prt_server *s)
+{
+    return prt_txn_is_settled(&s->txn) && prt_server_is_settled(s) && !prt_buf_len(&s->out) &&
+           !prt_client_is_torn(s->client);
+}
+
 /* Everything that was read has been looked at, r is what is left to send. The lease ends if it may.
  */
 ON_WORKER static void settle(struct prt_server *s, struct run *r)
@@ -474,7 +482,7 @@ ON_WORKER static void settle(struct prt_server *s, struct run *r)
         settle_unlinked(s);
         return;
     }
-    bool is_done = prt_txn_is_settled(&s->txn) && prt_server_is_settled(s) && !prt_buf_len(&s->out);
+    bool is_done = is_settled(s);
     bool is_session = prt_client_row(c)->mode == PRT_MODE_SESSION;
     if (!is_done || !prt_txn_may_release(&s->txn) || is_session) {
         send_down(s, r);
@@ -502,6 +510,15 @@ void prt_relay_settle(struct prt_server *s)
     struct run none = {.p = (const uint8_t *)""};
 
     settle(s, &none);
+}
+
+void prt_relay_up_done(struct prt_client *c)
+{
+    struct prt_server *s = c->server;
+
+    if (s && is_settled(s)) {
+        prt_relay_settle(s);
+    }
 }
 
 ON_WORKER static bool down_bytes(struct prt_server *s, struct run *r, size_t n)

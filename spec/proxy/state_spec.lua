@@ -192,4 +192,30 @@ describe("transaction mode", function()
     assert.equal("0", rig.sql("select count(*) from left_open", "app"))
     rig.sql("drop table left_open", "app")
   end)
+
+  it("keeps a server whose client is in the middle of a message when its COPY fails", function()
+    local bad = wire.message("d", "bad\n")
+    local late = wire.message("d", ("late"):rep(100))
+    local c = px:login "app"
+    c:ask "create table if not exists half (x int)"
+    local clients = { c, px:login "app" } -- both servers of the pool
+    for _, copier in ipairs(clients) do
+      copier:send(wire.query "copy half from stdin")
+      assert.equal("G", (copier:next()))
+      copier:send(bad .. late:sub(1, 100))
+      assert.equal("E:ERROR:22P02 Z:I", wire.words(copier:until_ready()))
+    end
+    local after = px:login("app", "acme")
+    after:send(wire.query "select 42")
+    for _, copier in ipairs(clients) do
+      copier:send(late:sub(101))
+    end
+    assert.equal("T D C:SELECT 1 Z:I", wire.words(after:until_ready()))
+    for _, copier in ipairs(clients) do
+      assert.equal("T D C:SELECT 1 Z:I", (copier:ask "select 42"))
+    end
+    c:ask "drop table half"
+    px:drop_clients()
+    px:assert_settled("app", 2)
+  end)
 end)
