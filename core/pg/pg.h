@@ -3,6 +3,8 @@
  * frame.c   bytes -> messages, in any chunking          txn.c     what each side owes the other
  * startup.c the first packet and its parameters         params.c  reported session parameters
  * msg.c     read and build single messages              scram.c, md5.c  proofs of passwords
+ * lex.c     what a text of SQL does to its session      session.c  that state of a server
+ * stmt.c    prepared statements over many servers
  *
  * Letters are message types as in the manual: client Q P B D C E S F H d c f X p, server 1 2 3 t T
  * n D C I s S Z E N A G H W d c V R K v.  Threads: any; an object has one user at a time. */
@@ -10,6 +12,9 @@
 #define PRT_PG_H
 #include "base/base.h"
 #include "base/buf.h"
+#include "pg/lex.h"
+#include "pg/session.h"
+#include "pg/stmt.h"
 
 enum prt_side { PRT_FRONTEND, PRT_BACKEND };
 

@@ -295,6 +295,7 @@ struct prt_client {
     struct prt_timer timer; /* the one limit that its state has */
     struct prt_buf in;      /* bytes read that could not be used yet */
     struct prt_buf out;     /* bytes that it could not take yet */
+    struct prt_ears *ears;  /* what it listens to; NULL: nothing */
     struct prt_registry_entry cancel;
     uint32_t number; /* of the client, in the log and for policies */
     struct prt_peer peer;
@@ -560,6 +561,26 @@ void prt_server_fail_copy(struct prt_server *s) ON_WORKER;
 void prt_server_fence(struct prt_server *s) ON_WORKER;
 /** May the lease end, as far as the server is concerned? */
 bool prt_server_is_settled(const struct prt_server *s) ON_WORKER;
+
+/* ---- listen.c: LISTEN in the modes that share servers ----
+ * One connection of its own per pool and database listens for all its clients; what it hears goes
+ * to each worker that has a client for that channel, and from there to the clients, in order. */
+struct prt_ears; /* the channels of one client */
+/** OK: heard from now on. PENDING: prt_client_listening() will come. Else an error in *err. */
+PRT_MUST_CHECK poolrt_rc prt_listen_add(struct prt_client *c, struct prt_str channel,
+                                        struct prt_err *err) ON_WORKER;
+/** No longer; a channel that it does not have is fine. */
+void prt_listen_del(struct prt_client *c, struct prt_str channel) ON_WORKER;
+/** Walk the client's channels: *at starts NULL; false at the end. Deleting the current one is fine.
+ */
+bool prt_listen_next(const struct prt_client *c, const void **at, struct prt_str *channel) ON_WORKER;
+/** The client leaves. */
+void prt_listen_end(struct prt_client *c) ON_WORKER;
+/** In client.c: what was PENDING is decided; err->rc POOLRT_OK: it listens. */
+void prt_client_listening(struct prt_client *c, const struct prt_err *err) ON_WORKER;
+/** In client.c: a whole NotificationResponse for it. Sent when it holds no server, else kept until
+ * its transaction is over. */
+void prt_client_notify(struct prt_client *c, const uint8_t *m, size_t n) ON_WORKER;
 
 /* ---- relay.c: bytes between the two ---- */
 /** Bytes of a client, n of them; returns how many were used. The caller keeps the rest in c->in. */
