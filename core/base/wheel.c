@@ -32,9 +32,15 @@ static inline int64_t ceil_ms(int64_t us)
     return us / 1000 + (us % 1000 > 0);
 }
 
+static inline void set_now(struct prt_wheel *w, int64_t ms)
+{
+    w->now_ms = ms;
+    w->last_due_us = NEVER;
+}
+
 void prt_wheel_init(struct prt_wheel *w, int64_t now_us)
 {
-    w->now_ms = now_us > 0 ? now_us / 1000 : 0;
+    set_now(w, now_us > 0 ? now_us / 1000 : 0);
     for (int level = 0; level < PRT_WHEEL_LEVELS; level++) {
         w->used[level] = 0;
         for (int i = 0; i < PRT_WHEEL_SLOTS; i++) {
@@ -43,9 +49,9 @@ void prt_wheel_init(struct prt_wheel *w, int64_t now_us)
     }
 }
 
-static void place(struct prt_wheel *w, struct prt_timer *t)
+static void find_slot(struct prt_wheel *w, int64_t due_us)
 {
-    int64_t due = ceil_ms(t->due_us);
+    int64_t due = ceil_ms(due_us);
     int level = 0, i;
 
     if (due < w->now_ms) {
@@ -59,20 +65,18 @@ static void place(struct prt_wheel *w, struct prt_timer *t)
         }
         i = digit_of(due, level);
     }
-    w->used[level] |= 1ull << i;
-    prt_list_push(&w->slot[level][i], &t->link);
+    w->last_due_us = due_us;
+    w->last_level = (uint8_t)level;
+    w->last_slot = (uint8_t)i;
 }
 
-bool prt_timer_is_set(const struct prt_timer *t)
+static inline void place(struct prt_wheel *w, struct prt_timer *t)
 {
-    return t->link.next && t->link.next != &t->link;
-}
-
-void prt_timer_clear(struct prt_timer *t)
-{
-    if (prt_timer_is_set(t)) {
-        prt_list_del(&t->link);
+    if (t->due_us != w->last_due_us || t->due_us == NEVER) {
+        find_slot(w, t->due_us);
     }
+    w->used[w->last_level] |= 1ull << w->last_slot;
+    prt_list_push(&w->slot[w->last_level][w->last_slot], &t->link);
 }
 
 void prt_timer_set(struct prt_wheel *w, struct prt_timer *t, int64_t due_us, prt_timer_fn *fire)
@@ -161,7 +165,7 @@ static void step_to(struct prt_wheel *w, int64_t next, int64_t to)
 {
     bool turns = (next & ((1ll << TURN_BITS) - 1)) == 0;
 
-    w->now_ms = turns ? skip_turns(w, next, to) : next;
+    set_now(w, turns ? skip_turns(w, next, to) : next);
     move_down(w);
 }
 
@@ -179,7 +183,7 @@ void prt_wheel_run(struct prt_wheel *w, int64_t now_us)
             step_to(w, next, to);
             take_slot(w, 0, &due);
         }
-        w->now_ms = to;
+        set_now(w, to);
         forget_empty(w);
     }
     while ((x = prt_list_pop(&due))) {

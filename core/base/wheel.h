@@ -21,15 +21,26 @@ struct prt_timer {
 struct prt_wheel {
     int64_t now_ms;
     uint64_t used[PRT_WHEEL_LEVELS]; /* which slots may hold a timer */
+    /* where the last timer was put, while now_ms stands: most of a turn are due at the same time */
+    int64_t last_due_us;
+    uint8_t last_level, last_slot;
     struct prt_link slot[PRT_WHEEL_LEVELS][PRT_WHEEL_SLOTS];
 };
 void prt_wheel_init(struct prt_wheel *w, int64_t now_us);
 /** Set or set anew: fires once at or up to 1 ms after due_us. A due time in the past fires at the
  *  next run. */
 void prt_timer_set(struct prt_wheel *w, struct prt_timer *t, int64_t due_us, prt_timer_fn *fire);
+static inline bool prt_timer_is_set(const struct prt_timer *t)
+{
+    return t->link.next && t->link.next != &t->link;
+}
 /** Harmless when it is not set. */
-void prt_timer_clear(struct prt_timer *t);
-bool prt_timer_is_set(const struct prt_timer *t);
+static inline void prt_timer_clear(struct prt_timer *t)
+{
+    if (prt_timer_is_set(t)) {
+        prt_list_del(&t->link);
+    }
+}
 /** Fire what is due. `fire` may set and clear any timer of the wheel, its own too; what it sets to
  *  a time already past fires at the next run. Time never goes back for the wheel. */
 void prt_wheel_run(struct prt_wheel *w, int64_t now_us);

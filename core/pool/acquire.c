@@ -76,7 +76,7 @@ static void stand_in_line(struct step *st, struct prt_waiter *w)
     prt_assert(w->priority >= 0 && w->priority < PRT_PRIORITIES && w->lane < p->lanes);
     p->waiting_by_priority[w->priority]++;
     p->n.queued++;
-    atomic_fetch_add_explicit(&w->part->waiting, 1, memory_order_relaxed);
+    prt_n32_add(&w->part->waiting, 1);
     /* first the gate, then the look at bits and credits (prt_seek). seq_cst: pairs with the
      * publisher, who sets the bit or gives the credit, then looks at the gate (R4) */
     atomic_fetch_add_explicit(&p->gate, GATE_ONE, memory_order_seq_cst);
@@ -124,11 +124,12 @@ static poolrt_rc refuse(struct step *st, struct prt_waiter *w, poolrt_rc rc)
 static poolrt_rc wait_or_take(struct step *st, struct prt_waiter *w)
 {
     struct prt_pool *p = st->p;
+    bool has_line = prt_queued(w->cls) > 0;
 
     if (prt_gate_flags(p) & GATE_DRAIN) {
         return refuse(st, w, POOLRT_DRAINING);
     }
-    if (prt_queued(w->cls) && is_crowded(p, w->part, 1)) {
+    if (has_line && is_crowded(p, w->part, 1)) {
         return refuse(st, w, POOLRT_QUEUE_FULL); /* nor would it be served before those */
     }
     stand_in_line(st, w);
@@ -136,13 +137,14 @@ static poolrt_rc wait_or_take(struct step *st, struct prt_waiter *w)
     if (w->state == PRT_WAITER_QUEUED) {
         prt_seek(st, w);
     }
-    if (still_waits(w) && is_crowded(p, w->part, 0)) {
+    if (!has_line && still_waits(w) && is_crowded(p, w->part, 0)) {
         prt_wait_end(st, w, PRT_WAITER_GONE);
         p->n.queued--;
         return refuse(st, w, POOLRT_QUEUE_FULL);
     }
     prt_settle(st);
     prt_feed(st);
+    st->is_settled = prt_list_empty(&p->unsettled) && prt_list_empty(&p->spare_line);
     return outcome(st, w);
 }
 
@@ -222,20 +224,44 @@ static inline bool end_lease(struct prt_pool *p, struct slot *s, uint32_t gen)
                                                    memory_order_acquire, memory_order_relaxed);
 }
 
-/* R5, and every release that cannot simply publish. `doomed`: s is still ours and is closed. */
-static void release_slow(struct prt_pool *p, struct slot *s, struct prt_class *c, unsigned lane,
-                         uint32_t seat, struct prt_partition *part, bool doomed,
-                         enum prt_close_why why, int64_t now_us)
+static void release_begin(struct step *st, struct prt_pool *p, struct prt_partition *part,
+                          int64_t now_us)
+{
+    prt_step_begin(st, p, now_us);
+    prt_partition_recount(part);
+    prt_unsettle(part);
+    prt_settle(st); /* who was parked for the credit comes before a later one in line */
+}
+
+/* s is still ours: it is handed on under the mutex. */
+static void release_in_hand(struct prt_pool *p, struct slot *s, struct prt_partition *part,
+                            int64_t now_us)
 {
     struct step st;
 
-    prt_step_begin(&st, p, now_us);
-    prt_partition_recount(part);
-    prt_unsettle(part);
-    prt_settle(&st); /* who was parked for the credit comes before a later one in line */
-    if (doomed) {
-        prt_slot_close(&st, s, NULL, why);
-    } else if (prt_bit_claim(c, lane, seat)) {
+    release_begin(&st, p, part, now_us);
+    prt_serve(&st, s); /* to the next, or published */
+    prt_step_end(&st);
+}
+
+static void release_doomed(struct prt_pool *p, struct slot *s, struct prt_partition *part,
+                           enum prt_close_why why, int64_t now_us)
+{
+    struct step st;
+
+    release_begin(&st, p, part, now_us);
+    prt_slot_close(&st, s, NULL, why);
+    prt_step_end(&st);
+}
+
+/* R5: the slot was published when somebody came to wait. */
+PRT_COLD static void release_again(struct prt_pool *p, struct prt_class *c, unsigned lane,
+                                   uint32_t seat, struct prt_partition *part, int64_t now_us)
+{
+    struct step st;
+
+    release_begin(&st, p, part, now_us);
+    if (prt_bit_claim(c, lane, seat)) {
         /* not necessarily s: it may have been closed meanwhile, and its seat given to another */
         prt_serve(&st, prt_chunk(c, seat / SEATS)->seat[seat % SEATS]);
     } /* else whoever has it looks at the gate when done */
@@ -251,8 +277,6 @@ poolrt_rc prt_release(struct prt_pool *p, struct prt_lease l, enum prt_release_h
         return POOLRT_STALE;
     }
     struct prt_partition *part = s->part;
-    struct prt_class *c = s->pub.cls;
-    uint32_t seat = s->seat;
 
     prt_assert(lane < p->lanes);
     if (p->has_home) {
@@ -267,13 +291,17 @@ poolrt_rc prt_release(struct prt_pool *p, struct prt_lease l, enum prt_release_h
         prt_credit_give(part); /* R2 */
     }
     if (how == PRT_RELEASE_CLOSE || now_us >= s->dies_us) {
-        release_slow(p, s, c, lane, seat, part, true,
-                     how == PRT_RELEASE_CLOSE ? PRT_CLOSE_BROKEN : PRT_CLOSE_AGE, now_us);
-        return POOLRT_OK;
-    }
-    prt_publish(s);         /* R3: from here on not ours */
-    if (prt_gate(p) != 0) { /* R4 */
-        release_slow(p, s, c, lane, seat, part, false, PRT_CLOSE_IDLE, now_us);
+        release_doomed(p, s, part, how == PRT_RELEASE_CLOSE ? PRT_CLOSE_BROKEN : PRT_CLOSE_AGE,
+                       now_us);
+    } else if (prt_gate(p) != 0) { /* a saturated pool: no bit set and cleared again */
+        release_in_hand(p, s, part, now_us);
+    } else {
+        struct prt_class *c = s->pub.cls;
+        uint32_t seat = s->seat;
+        prt_publish(s);         /* R3: from here on not ours */
+        if (prt_gate(p) != 0) { /* R4 */
+            release_again(p, c, lane, seat, part, now_us);
+        }
     }
     return POOLRT_OK;
 }

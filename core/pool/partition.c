@@ -234,13 +234,6 @@ void prt_unpark(struct prt_waiter *w)
     }
 }
 
-void prt_unsettle(struct prt_partition *part)
-{
-    if (part->parked > 0 && prt_list_empty(&part->unsettled)) {
-        prt_list_push(&part->pool->unsettled, &part->unsettled);
-    }
-}
-
 /* Leases that the partition may still take. */
 static uint64_t credits_left(struct prt_partition *part)
 {

@@ -12,6 +12,7 @@
 void prt_step_begin(struct step *st, struct prt_pool *p, int64_t now_us)
 {
     st->p = p;
+    st->is_settled = false;
     prt_list_init(&st->served);
     prt_list_init(&st->moved);
     prt_list_init(&st->open);
@@ -118,8 +119,10 @@ void prt_step_end(struct step *st)
 {
     struct prt_pool *p = st->p;
 
-    prt_settle(st);
-    prt_feed(st);
+    if (!st->is_settled) {
+        prt_settle(st);
+        prt_feed(st);
+    }
     reap_classes(st);
     check_step(p);
     pthread_mutex_unlock(&p->mu);

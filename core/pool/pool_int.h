@@ -71,6 +71,7 @@ struct prt_class {
     int open, coming;    /* connected or closing; being connected, or promised by an eviction */
     uint32_t low_chunk;  /* no free seat below */
     bool backs_off;      /* until retry_us; then it is in p->resting */
+    bool is_hungry;      /* as of the last prt_hunger() */
     int64_t retry_us;    /* pool time */
     int64_t switched_us; /* last time a wanted slot of another class was evicted for it */
     struct prt_link resting, lined, mortal;
@@ -176,6 +177,7 @@ struct prt_pool {
     struct prt_link unsettled, spare_line, counting; /* partitions */
     struct prt_link flows;                           /* unused ones */
     struct heap heap[PRT_PRIORITIES];
+    uint32_t hungry; /* bit k: heap[k] is not empty */
     int heap_room;
     struct prt_map classes;
     struct prt_class *class_by_id[PRT_CLASSES_MAX];
@@ -201,6 +203,7 @@ struct prt_pool {
 struct step {
     struct prt_pool *p;
     int64_t now_us;
+    bool is_settled; /* nothing changed since settle and feed: the end need not do them again */
     struct prt_link served, moved, open, close, dead;
 };
 
@@ -233,6 +236,17 @@ static inline int prt_n(const _Atomic int *n)
 static inline void prt_n_add(_Atomic int *n, int d)
 {
     atomic_store_explicit(n, prt_n(n) + d, memory_order_relaxed);
+}
+/* Under mu, where nobody else writes: no locked instruction. */
+static inline void prt_n32_add(_Atomic uint32_t *n, uint32_t d)
+{
+    atomic_store_explicit(n, atomic_load_explicit(n, memory_order_relaxed) + d,
+                          memory_order_relaxed);
+}
+static inline void prt_n64_add(_Atomic uint64_t *n, uint64_t d)
+{
+    atomic_store_explicit(n, atomic_load_explicit(n, memory_order_relaxed) + d,
+                          memory_order_relaxed);
 }
 static inline bool prt_is_over(const struct prt_pool *p)
 {
@@ -379,10 +393,40 @@ bool prt_goes_before(const struct prt_waiter *a, const struct prt_waiter *b, int
 struct prt_waiter *prt_best_in(struct prt_class *c, int lane, int64_t now_us);
 void prt_serve(struct step *st, struct slot *s);
 void prt_seek(struct step *st, struct prt_waiter *w);
-void prt_feed(struct step *st);
-void prt_settle(struct step *st);
+void prt_feed_all(struct step *st);
+void prt_settle_all(struct step *st);
 void prt_pump(struct step *st);
 void prt_fail_lines(struct step *st, struct prt_class *c, poolrt_rc rc);
+
+/* Credits came free, or who stood in line for one left: let parked waiters step forward. */
+static inline void prt_settle(struct step *st)
+{
+    if (!prt_list_empty(&st->p->unsettled) || !prt_list_empty(&st->p->spare_line)) {
+        prt_settle_all(st);
+    }
+}
+
+/* The only class that hungers, if there is just one. */
+static inline struct prt_class *prt_only_hungry(const struct prt_pool *p)
+{
+    const struct heap *h = p->hungry ? &p->heap[__builtin_ctz(p->hungry)] : NULL;
+    return h && h->n == 1 && !(p->hungry & (p->hungry - 1)) ? h->at[0] : NULL;
+}
+/* Full, and every connection that is not c's own is on its way out for c already. */
+static inline bool prt_is_full_of(const struct prt_pool *p, const struct prt_class *c)
+{
+    return prt_n(&p->open) >= p->lim.max && c->open + c->coming >= prt_n(&p->open);
+}
+/* While somebody is hungry and there is room, or an idle slot that nobody waits for. */
+static inline void prt_feed(struct step *st)
+{
+    const struct prt_class *only = prt_only_hungry(st->p);
+
+    /* the usual case of a pool with one class need not look further */
+    if (st->p->hungry && !(only && prt_is_full_of(st->p, only))) {
+        prt_feed_all(st);
+    }
+}
 
 /* ---- partition.c ---- */
 enum credit { CREDIT_OK, CREDIT_FULL, CREDIT_NO_SPARE };
@@ -408,7 +452,12 @@ void prt_unpark(struct prt_waiter *w);
 /* Of those parked in f the one that comes first; never NULL, since an empty flow is given back. */
 struct prt_waiter *prt_flow_best(struct flow *f, int64_t now_us);
 struct flow *prt_flow_of(struct prt_partition *part, const struct prt_class *c);
-void prt_unsettle(struct prt_partition *part);
+static inline void prt_unsettle(struct prt_partition *part)
+{
+    if (part->parked > 0 && prt_list_empty(&part->unsettled)) {
+        prt_list_push(&part->pool->unsettled, &part->unsettled);
+    }
+}
 void prt_settle_partition(struct step *st, struct prt_partition *part);
 void prt_spare_line(struct prt_partition *part, bool in);
 void prt_by_arrival(struct prt_link *list, struct prt_waiter *w);

@@ -169,9 +169,15 @@ static const char *check_hunger(struct prt_class *c)
 {
     bool is_hungry = (int)prt_queued(c) > c->coming && !c->backs_off && prt_class_has_room(c);
 
+    if (c->is_hungry != is_hungry) {
+        return "a class hungers and does not know it, or the other way round";
+    }
     for (int k = 0; k < PRT_PRIORITIES; k++) {
         const struct heap *h = &c->pool->heap[k];
         int at = c->hunger[k].at;
+        if ((h->n > 0) != (c->pool->hungry >> k & 1)) {
+            return "a heap is not shown, or shown and empty";
+        }
         if ((at != 0) != (is_hungry && c->lanes[k] != 0)) {
             return "a class is hungry and not in the heap, or the other way round";
         }

@@ -27,127 +27,6 @@ void prt_by_arrival(struct prt_link *list, struct prt_waiter *w)
     prt_list_before(at, &w->link);
 }
 
-void prt_line_join(struct prt_waiter *w)
-{
-    struct prt_class *c = w->cls;
-
-    w->state = PRT_WAITER_QUEUED;
-    prt_by_arrival(&c->line[w->lane][w->priority], w);
-    c->lanes[w->priority] |= 1ull << w->lane;
-    if (atomic_fetch_add_explicit(&c->queued, 1, memory_order_relaxed) == 0) {
-        prt_list_push(&c->pool->lined, &c->lined);
-    }
-    prt_hunger(c);
-}
-
-void prt_line_leave(struct prt_waiter *w)
-{
-    struct prt_class *c = w->cls;
-
-    prt_list_del(&w->link);
-    if (prt_list_empty(&c->line[w->lane][w->priority])) {
-        c->lanes[w->priority] &= ~(1ull << w->lane);
-    }
-    if (atomic_fetch_sub_explicit(&c->queued, 1, memory_order_relaxed) == 1) {
-        prt_list_del(&c->lined);
-    }
-    prt_hunger(c);
-}
-
-/* Out of QUEUED or PARKED for good: the one step that ends a wait. */
-void prt_wait_end(struct step *st, struct prt_waiter *w, enum prt_waiter_state end)
-{
-    struct prt_pool *p = st->p;
-
-    if (w->state == PRT_WAITER_QUEUED) {
-        prt_line_leave(w);
-    } else {
-        prt_unpark(w);
-    }
-    w->state = (uint8_t)end;
-    p->waiting_by_priority[w->priority]--;
-    atomic_fetch_sub_explicit(&w->part->waiting, 1, memory_order_relaxed);
-    atomic_fetch_sub_explicit(&p->gate, GATE_ONE, memory_order_seq_cst);
-    prt_unsettle(w->part); /* the next of its partition may step forward */
-    prt_class_mortal(w->cls);
-}
-
-void prt_wait_fail(struct step *st, struct prt_waiter *w, poolrt_rc rc)
-{
-    prt_wait_end(st, w, PRT_WAITER_FAILED);
-    w->rc = rc;
-    prt_list_push(&st->served, &w->link);
-}
-
-/* Everybody in the class's lines; who is parked waits for a credit, not for a connection. */
-void prt_fail_lines(struct step *st, struct prt_class *c, poolrt_rc rc)
-{
-    for (int k = 0; k < PRT_PRIORITIES; k++) {
-        while (c->lanes[k]) {
-            prt_wait_fail(st, head(c, __builtin_ctzll(c->lanes[k]), k), rc);
-            st->p->n.failed++;
-        }
-    }
-}
-
-/* ---- order ---- */
-static int rank_of(const struct prt_pool *p, int priority, int64_t since_us, int64_t now_us)
-{
-    if (p->lim.fair_queue) {
-        return 0;
-    }
-    int64_t up = p->lim.boost_after_us > 0 ? (now_us - since_us) / p->lim.boost_after_us : 0;
-    return up > PRT_CRITICAL - priority ? PRT_CRITICAL : priority + (int)up;
-}
-
-bool prt_goes_before(const struct prt_waiter *a, const struct prt_waiter *b, int64_t now_us)
-{
-    const struct prt_pool *p = a->cls->pool;
-    int ra = rank_of(p, a->priority, a->since_us, now_us);
-    int rb = rank_of(p, b->priority, b->since_us, now_us);
-
-    return ra > rb || (ra == rb && a->since_us < b->since_us);
-}
-
-struct choice {
-    int rank;
-    int64_t key_us; /* arrival + cost */
-    struct prt_waiter *w;
-};
-
-static bool is_better(int rank, int64_t key_us, const struct choice *than)
-{
-    return rank > than->rank || (rank == than->rank && key_us < than->key_us);
-}
-
-/* Heads suffice: behind each stand only later arrivals of the same lane and priority.
- * lane: where the slot lives; -1: it does not matter. */
-static void best_in(struct prt_class *c, int lane, int64_t now_us, struct choice *best)
-{
-    const struct prt_pool *p = c->pool;
-
-    *best = (struct choice){-1, INT64_MAX, NULL};
-    for (int k = 0; k < PRT_PRIORITIES; k++) {
-        for (uint64_t m = c->lanes[k]; m; m &= m - 1) {
-            int l = __builtin_ctzll(m);
-            struct prt_waiter *w = head(c, l, k);
-            int64_t cost = lane >= 0 && l != lane && p->has_home ? p->lim.locality_bias_us : 0;
-            int rank = rank_of(p, k, w->since_us, now_us);
-            if (is_better(rank, w->since_us + cost, best)) {
-                *best = (struct choice){rank, w->since_us + cost, w};
-            }
-        }
-    }
-}
-
-struct prt_waiter *prt_best_in(struct prt_class *c, int lane, int64_t now_us)
-{
-    struct choice best;
-
-    best_in(c, lane, now_us, &best);
-    return best.w;
-}
-
 /* ---- hunger: classes that want a connection, a heap per priority ---- */
 static void heap_set(struct heap *h, int i, int k, struct prt_class *c)
 {
@@ -189,6 +68,9 @@ static void heap_take_out(struct heap *h, int k, struct prt_class *c)
 
     c->hunger[k].at = 0;
     struct prt_class *last = h->at[--h->n];
+    if (h->n == 0) {
+        c->pool->hungry &= ~(1u << k);
+    }
     if (last != c) {
         heap_set(h, i, k, last);
         heap_sift(h, i, k);
@@ -214,29 +96,201 @@ bool prt_class_has_room(const struct prt_class *c)
     return max == 0 || c->open + c->coming < max;
 }
 
+/* Its place in the heap of priority k. */
+static void hunger_at(struct prt_class *c, int k)
+{
+    struct heap *h = &c->pool->heap[k];
+    struct hunger *hu = &c->hunger[k];
+
+    if (!c->is_hungry || !c->lanes[k]) {
+        if (hu->at) {
+            heap_take_out(h, k, c);
+        }
+        return;
+    }
+    int64_t key = oldest_of(c, k);
+    if (hu->at && key == hu->key_us) {
+        return;
+    }
+    hu->key_us = key;
+    if (!hu->at) {
+        heap_set(h, h->n++, k, c);
+        c->pool->hungry |= 1u << k;
+    }
+    heap_sift(h, hu->at - 1, k);
+}
+
+static bool hungers(const struct prt_class *c)
+{
+    return (int64_t)prt_queued(c) > c->coming && !c->backs_off && prt_class_has_room(c);
+}
+
 void prt_hunger(struct prt_class *c)
 {
-    bool is_hungry = (int64_t)prt_queued(c) > c->coming && !c->backs_off && prt_class_has_room(c);
-
+    c->is_hungry = hungers(c);
     for (int k = 0; k < PRT_PRIORITIES; k++) {
-        struct heap *h = &c->pool->heap[k];
-        struct hunger *hu = &c->hunger[k];
-        if (!is_hungry || !c->lanes[k]) {
-            if (hu->at) {
-                heap_take_out(h, k, c);
-            }
-            continue;
-        }
-        int64_t key = oldest_of(c, k);
-        if (!hu->at) {
-            hu->key_us = key;
-            heap_set(h, h->n++, k, c);
-            heap_sift(h, hu->at - 1, k);
-        } else if (key != hu->key_us) {
-            hu->key_us = key;
-            heap_sift(h, hu->at - 1, k);
+        hunger_at(c, k);
+    }
+}
+
+/* Only `queued` and the line of priority k changed; its head too? */
+static void hunger_of_line(struct prt_class *c, int k, bool is_head)
+{
+    if (hungers(c) != c->is_hungry) {
+        prt_hunger(c);
+    } else if (is_head) {
+        hunger_at(c, k);
+    }
+}
+
+/* ---- joining and leaving a line ---- */
+void prt_line_join(struct prt_waiter *w)
+{
+    struct prt_class *c = w->cls;
+
+    w->state = PRT_WAITER_QUEUED;
+    struct prt_link *line = &c->line[w->lane][w->priority];
+    prt_by_arrival(line, w);
+    c->lanes[w->priority] |= 1ull << w->lane;
+    prt_n32_add(&c->queued, 1);
+    if (prt_queued(c) == 1) {
+        prt_list_push(&c->pool->lined, &c->lined);
+    }
+    hunger_of_line(c, w->priority, line->next == &w->link);
+}
+
+void prt_line_leave(struct prt_waiter *w)
+{
+    struct prt_class *c = w->cls;
+    struct prt_link *line = &c->line[w->lane][w->priority];
+    bool is_head = line->next == &w->link;
+
+    prt_list_del(&w->link);
+    if (prt_list_empty(line)) {
+        c->lanes[w->priority] &= ~(1ull << w->lane);
+    }
+    prt_n32_add(&c->queued, UINT32_MAX);
+    if (prt_queued(c) == 0) {
+        prt_list_del(&c->lined);
+    }
+    hunger_of_line(c, w->priority, is_head);
+}
+
+/* Out of QUEUED or PARKED for good: the one step that ends a wait. */
+void prt_wait_end(struct step *st, struct prt_waiter *w, enum prt_waiter_state end)
+{
+    struct prt_pool *p = st->p;
+
+    if (w->state == PRT_WAITER_QUEUED) {
+        prt_line_leave(w);
+    } else {
+        prt_unpark(w);
+    }
+    w->state = (uint8_t)end;
+    p->waiting_by_priority[w->priority]--;
+    prt_n32_add(&w->part->waiting, UINT32_MAX);
+    /* not locked: seen late it costs somebody a step, no more */
+    prt_n64_add(&p->gate, 0 - GATE_ONE);
+    prt_unsettle(w->part); /* the next of its partition may step forward */
+    prt_class_mortal(w->cls);
+}
+
+void prt_wait_fail(struct step *st, struct prt_waiter *w, poolrt_rc rc)
+{
+    prt_wait_end(st, w, PRT_WAITER_FAILED);
+    w->rc = rc;
+    prt_list_push(&st->served, &w->link);
+}
+
+/* Everybody in the class's lines; who is parked waits for a credit, not for a connection. */
+void prt_fail_lines(struct step *st, struct prt_class *c, poolrt_rc rc)
+{
+    for (int k = 0; k < PRT_PRIORITIES; k++) {
+        while (c->lanes[k]) {
+            prt_wait_fail(st, head(c, __builtin_ctzll(c->lanes[k]), k), rc);
+            st->p->n.failed++;
         }
     }
+}
+
+/* ---- order ---- */
+static int rank_of(const struct prt_pool *p, int priority, int64_t since_us, int64_t now_us)
+{
+    if (p->lim.fair_queue) {
+        return 0;
+    }
+    if (now_us - since_us < p->lim.boost_after_us) {
+        return priority; /* usual, and no division */
+    }
+    int64_t up = p->lim.boost_after_us > 0 ? (now_us - since_us) / p->lim.boost_after_us : 0;
+    return up > PRT_CRITICAL - priority ? PRT_CRITICAL : priority + (int)up;
+}
+
+bool prt_goes_before(const struct prt_waiter *a, const struct prt_waiter *b, int64_t now_us)
+{
+    const struct prt_pool *p = a->cls->pool;
+    int ra = rank_of(p, a->priority, a->since_us, now_us);
+    int rb = rank_of(p, b->priority, b->since_us, now_us);
+
+    return ra > rb || (ra == rb && a->since_us < b->since_us);
+}
+
+struct choice {
+    int rank;
+    int64_t key_us; /* arrival + cost */
+    struct prt_waiter *w;
+};
+
+static bool is_better(int rank, int64_t key_us, const struct choice *than)
+{
+    return rank > than->rank || (rank == than->rank && key_us < than->key_us);
+}
+
+/* Heads suffice: behind each stand only later arrivals of the same lane and priority.
+ * lane: where the slot lives; -1: it does not matter. */
+static void best_in(struct prt_class *c, int lane, int64_t now_us, struct choice *best)
+{
+    const struct prt_pool *p = c->pool;
+
+    *best = (struct choice){-1, INT64_MAX, NULL};
+    for (int k = 0; k < PRT_PRIORITIES; k++) {
+        for (uint64_t m = c->lanes[k]; m; m &= m - 1) {
+            int l = __builtin_ctzll(m);
+            struct prt_waiter *w = WAITER_OF(c->line[l][k].next);
+            int64_t cost = lane >= 0 && l != lane && p->has_home ? p->lim.locality_bias_us : 0;
+            int rank = rank_of(p, k, w->since_us, now_us);
+            if (is_better(rank, w->since_us + cost, best)) {
+                *best = (struct choice){rank, w->since_us + cost, w};
+            }
+        }
+    }
+}
+
+/* Nearly always the class has one line; NULL: it has more, or none. */
+static inline struct prt_waiter *only_head(struct prt_class *c)
+{
+    struct prt_link *line = NULL;
+
+    for (int k = 0; k < PRT_PRIORITIES; k++) {
+        uint64_t m = c->lanes[k];
+        if (m && (line || (m & (m - 1)))) {
+            return NULL;
+        }
+        line = m ? &c->line[__builtin_ctzll(m)][k] : line;
+    }
+    return line ? WAITER_OF(line->next) : NULL;
+}
+
+struct prt_waiter *prt_best_in(struct prt_class *c, int lane, int64_t now_us)
+{
+    struct prt_waiter *only = only_head(c);
+    struct choice best;
+
+    if (only) {
+        return only;
+    }
+    best_in(c, lane, now_us, &best);
+    return best.w;
 }
 
 /* The hungry class other than `not` that comes first. best->w is not set. */
@@ -246,10 +300,10 @@ static struct prt_class *hungriest(struct prt_pool *p, const struct prt_class *e
     struct prt_class *first = NULL;
 
     *best = (struct choice){-1, INT64_MAX, NULL};
-    for (int k = 0; k < PRT_PRIORITIES; k++) {
+    for (uint32_t m = p->hungry; m; m &= m - 1) {
+        int k = __builtin_ctz(m), i = 0;
         struct heap *h = &p->heap[k];
-        int i = 0;
-        if (h->n > 0 && h->at[0] == except) { /* then the second: one of the top's children */
+        if (h->at[0] == except) { /* then the second: one of the top's children */
             i = h->n > 2 && key_at(h, 2, k) < key_at(h, 1, k) ? 2 : 1;
         }
         if (i >= h->n) {
@@ -271,6 +325,9 @@ static struct prt_waiter *best_waiter(struct step *st, const struct slot *s)
     struct prt_class *c = s->pub.cls, *other;
     struct choice own, hungry;
 
+    if (!p->hungry || prt_only_hungry(p) == c) {
+        return prt_best_in(c, prt_slot_lane(s), st->now_us);
+    }
     best_in(c, prt_slot_lane(s), st->now_us, &own);
     if (prt_n(&p->open) < p->lim.max || !prt_throttle_allows(p, st->now_us)) {
         return own.w; /* hungry classes can open, or nobody can */
@@ -299,8 +356,8 @@ static void give(struct step *st, struct prt_waiter *w, struct slot *s, bool cou
     w->rc = POOLRT_OK;
     w->lease = (struct prt_lease){&s->pub, prt_slot_set(s, PRT_SLOT_ACTIVE)};
     /* the last lane's counters belong to the mutex */
-    atomic_fetch_add_explicit(&p->lane[p->lanes].acquired, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&w->part->lane[p->lanes].acquired, 1, memory_order_relaxed);
+    prt_n64_add(&p->lane[p->lanes].acquired, 1);
+    prt_n64_add(&w->part->lane[p->lanes].acquired, 1);
     prt_hist_add(&p->wait, st->now_us - w->since_us);
     p->n.served++;
     if (p->has_home && prt_slot_lane(s) != w->lane) {
@@ -375,6 +432,19 @@ void prt_serve(struct step *st, struct slot *s)
     prt_publish(s);
 }
 
+/* false: no slot of the class idles in the lane; or one is being published, and its publisher looks
+ * at the gate. */
+static inline bool has_idle(const struct prt_class *c, unsigned lane)
+{
+    const struct near *near = prt_near(c, lane);
+    uint64_t any = 0;
+
+    for (uint32_t k = 0; k < c->pool->may_words; k++) {
+        any |= atomic_load_explicit(&near->may[k], memory_order_seq_cst);
+    }
+    return any;
+}
+
 static struct slot *claim_near(struct prt_class *c, unsigned lane)
 {
     unsigned lanes = (unsigned)c->pool->lanes;
@@ -382,10 +452,11 @@ static struct slot *claim_near(struct prt_class *c, unsigned lane)
         false; /* what is hidden from lock-free searches sends them here, where we hold on */
 
     for (unsigned i = 0; i < lanes; i++) {
-        struct slot *s = prt_claim_in(c, (lane + i) % lanes, &look);
-        if (s) {
+        struct slot *s;
+        if (has_idle(c, lane) && (s = prt_claim_in(c, lane, &look))) {
             return s;
         }
+        lane = lane + 1 < lanes ? lane + 1 : 0;
     }
     return NULL;
 }
@@ -402,6 +473,9 @@ void prt_seek(struct step *st, struct prt_waiter *w)
         prt_park(st, w);
         return;
     }
+    if (st->p->lanes == 1 && !has_idle(w->cls, 0)) {
+        return; /* a saturated worker: nothing to look through */
+    }
     while (w->state == PRT_WAITER_QUEUED && (s = claim_near(w->cls, w->lane))) {
         prt_serve(st, s);
     }
@@ -414,9 +488,7 @@ static bool feed_one(struct step *st, struct prt_class *c)
     struct prt_pool *p = st->p;
     struct slot *s;
 
-    /* full, and every connection that is not c's own is on its way out for c already: the usual
-     * case of a pool with one class, which need not look further */
-    if (prt_n(&p->open) >= p->lim.max && c->open + c->coming >= prt_n(&p->open)) {
+    if (prt_is_full_of(p, c)) {
         return false;
     }
     struct prt_waiter *w = prt_best_in(c, -1, st->now_us);
@@ -434,8 +506,7 @@ static bool feed_one(struct step *st, struct prt_class *c)
     return true;
 }
 
-/* While somebody is hungry and there is room, or an idle slot that nobody waits for. */
-void prt_feed(struct step *st)
+void prt_feed_all(struct step *st)
 {
     struct prt_pool *p = st->p;
     struct prt_class *c;
@@ -448,8 +519,7 @@ void prt_feed(struct step *st)
     }
 }
 
-/* Credits came free, or who stood in line for one left: let parked waiters step forward. */
-void prt_settle(struct step *st)
+void prt_settle_all(struct step *st)
 {
     struct prt_pool *p = st->p;
 

@@ -938,6 +938,32 @@ TEST(a_paused_pool_is_quiet_when_the_last_lease_is_back)
     end();
 }
 
+TEST(who_stood_aside_goes_before_who_joined_the_line_in_a_pause)
+{
+    begin(base, 1, true);
+    struct prt_partition *acme = partition("acme", 1, 0);
+    struct prt_waiter x[3] = {hold(app, NULL), hold(app, NULL), hold(app, NULL)};
+    for (int i = 0; i < 3; i++) {
+        release(&x[i]);
+    }
+    struct prt_waiter a = hold(app, acme), b = ask_for(app, acme, 0), c = b, d = b;
+    CHECK_INT(acquire(&b), POOLRT_PENDING); /* parked: acme is full */
+    CHECK_INT(acquire(&c), POOLRT_PENDING);
+    prt_pool_pause(f.p);
+    CHECK_INT(acquire(&d), POOLRT_PENDING); /* in line: credit is not looked at in a pause */
+    partition("acme", 3, 0);                /* two credits, and two in line: b and d */
+    prt_pool_resume(f.p, f.now_us);
+    CHECK(fake_next(&f) == &b);
+    CHECK(fake_next(&f) == &c);
+    CHECK(fake_next(&f) == NULL);
+    release(&a);
+    CHECK(fake_next(&f) == &d);
+    release(&b);
+    release(&c);
+    release(&d);
+    end();
+}
+
 TEST(a_flush_replaces_every_connection)
 {
     struct prt_limits lim = base;
