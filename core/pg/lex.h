@@ -5,7 +5,8 @@
 #define PRT_LEX_H
 #include "base/base.h"
 
-enum prt_sql_class { /* of a text: the strongest of its statements, by this order */
+/* Of a text: the strongest of its statements, by this order. */
+enum prt_sql_class {
     PRT_SQL_EMPTY,
     PRT_SQL_READ,
     PRT_SQL_UTILITY,
@@ -17,6 +18,7 @@ enum prt_sql_class { /* of a text: the strongest of its statements, by this orde
 };
 
 /* id, name as in spec/vectors/lexer.jsonl */
+/* clang-format off */
 #define PRT_SQL_FLAGS(X)                                                                           \
     X(ADVISORY, "advisory") X(AUTH, "auth") X(BEGIN, "begin") X(CHAIN, "chain")                    \
     X(CLOSE, "close") X(CLOSE_ALL, "close_all") X(COMMIT, "commit") X(COPY_IN, "copy_in")          \
@@ -28,7 +30,10 @@ enum prt_sql_class { /* of a text: the strongest of its statements, by this orde
     X(OPAQUE, "opaque") X(PREPARE, "prepare") X(READONLY, "readonly") X(RESET, "reset")            \
     X(RESET_ALL, "reset_all") X(ROLE, "role") X(ROLLBACK, "rollback") X(ROWLOCK, "rowlock")        \
     X(SAVEPOINT, "savepoint") X(SET, "set") X(SETCONFIG, "setconfig") X(STICKY, "sticky")          \
-    X(TEMP, "temp") X(TWOPHASE, "twophase") X(UNFINISHED, "unfinished") X(UNLISTEN, "unlisten")
+    X(TEMP, "temp") X(TWOPHASE, "twophase") X(UNFINISHED, "unfinished") X(UNLISTEN, "unlisten") \
+    /* SELECT pg_advisory_unlock_all() and nothing else; not in lexer.jsonl */                    \
+    X(UNLOCK_ALL, "unlock_all")
+/* clang-format on */
 enum prt_sql_flag_bit {
 #define X(id, name) PRT_SQL_BIT_##id,
     PRT_SQL_FLAGS(X)
@@ -45,7 +50,7 @@ const char *prt_sql_flag_name(enum prt_sql_flag_bit bit);
 
 /** One assignment of SET, SET SESSION CHARACTERISTICS or a set_config() of literals. */
 struct prt_sql_set {
-    struct prt_str name; /* as written, or PostgreSQL's for TIME ZONE, NAMES ...; quotes removed */
+    struct prt_str name;  /* as written, or PostgreSQL's for TIME ZONE, NAMES ...; quotes removed */
     struct prt_str value; /* as written, to be put behind "SET name TO " ("a, 'b'"), or the literal
                            * with its quotes (is_config); empty: TO DEFAULT */
     bool is_config;       /* a literal for set_config(): one string, however many values */
@@ -57,7 +62,7 @@ struct prt_sql_stmt {
     uint64_t flags;       /* PRT_SQL() bits */
     /* the object that it names, folded as PostgreSQL does, quotes removed (and "" made one; then it
      * points into prt_sql.room): the parameter of RESET, channel of LISTEN and UNLISTEN ("*"), name
-     * of PREPARE, EXECUTE, DEALLOCATE, CLOSE, DECLARE, SAVEPOINT, RELEASE, ROLLBACK TO. Else empty */
+     * of PREPARE, EXECUTE, DEALLOCATE, CLOSE, DECLARE, SAVEPOINT, RELEASE, ROLLBACK TO. Or empty */
     struct prt_str name;
     bool is_release; /* with SAVEPOINT: RELEASE */
     bool is_rollback_to;
@@ -74,19 +79,20 @@ struct prt_sql {
     char room[1024]; /* folded and unquoted names; a name that does not fit: is_cut */
 };
 /** Read sql.p[sql.n] up to its first NUL. scs: standard_conforming_strings is on. Strings of `out`
- * point into `sql` or into `out`. A text that is cut or unfinished has class UNKNOWN, and the flags
- * of what could be read. */
+ * point into `sql` or into `out`, or are constants. A text that is cut or unfinished has class
+ * UNKNOWN, and the flags of what could be read. */
 void prt_sql_read(struct prt_str sql, bool scs, struct prt_sql *out);
 
 /** The cheap question in front of it, at most a few instructions per byte: is it sure that no
- * statement in the text has a flag of `PRT_SQL_SESSION_FLAGS`? false: perhaps not; read it. */
+ * statement in the text has a flag of `PRT_SQL_SESSION_FLAGS`? false: perhaps not; read it.
+ * All of the text is looked at, so long inserts are plain although they would be `cut`. */
 bool prt_sql_is_plain(struct prt_str sql);
 #define PRT_SQL_SESSION_FLAGS                                                                      \
     (PRT_SQL(ADVISORY) | PRT_SQL(AUTH) | PRT_SQL(CLOSE) | PRT_SQL(CLOSE_ALL) |                     \
      PRT_SQL(DEALLOCATE) | PRT_SQL(DEALLOCATE_ALL) | PRT_SQL(DISCARD_ALL) |                        \
      PRT_SQL(DISCARD_PLANS) | PRT_SQL(DISCARD_SEQUENCES) | PRT_SQL(DISCARD_TEMP) |                 \
      PRT_SQL(EXECUTE) | PRT_SQL(HOLD) | PRT_SQL(LISTEN) | PRT_SQL(LOAD) | PRT_SQL(OPAQUE) |        \
-     PRT_SQL(PREPARE) | PRT_SQL(RESET) | PRT_SQL(RESET_ALL) | PRT_SQL(ROLE) |                      \
-     PRT_SQL(ROLLBACK) | PRT_SQL(SAVEPOINT) | PRT_SQL(SET) | PRT_SQL(SETCONFIG) |                  \
-     PRT_SQL(STICKY) | PRT_SQL(TEMP) | PRT_SQL(UNLISTEN))
+     PRT_SQL(PREPARE) | PRT_SQL(RESET) | PRT_SQL(RESET_ALL) | PRT_SQL(ROLE) | PRT_SQL(ROLLBACK) |  \
+     PRT_SQL(SAVEPOINT) | PRT_SQL(SET) | PRT_SQL(SETCONFIG) | PRT_SQL(STICKY) | PRT_SQL(TEMP) |    \
+     PRT_SQL(UNLISTEN) | PRT_SQL(UNLOCK_ALL))
 #endif
