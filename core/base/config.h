@@ -6,6 +6,7 @@
 #define PRT_CONFIG_H
 #include "base/base.h"
 #include "base/log.h"
+#include "base/state.h"
 
 #define PRT_FIELD_INT(name) int64_t name;
 #define PRT_FIELD_BOOL(name) bool name;
@@ -65,6 +66,7 @@ struct prt_pool_config {
     char *user, *password; /* NULL: as the client's own user */
     enum prt_pool_mode mode;
     struct prt_tenant_config tenant;
+    uint8_t session_state[PRT_STATE_COUNT]; /* enum prt_state_rule */
 #define POOL(name, type, ...) PRT_FIELD_##type(name)
 #include "base/settings.def"
     int n_policies, n_partitions;

@@ -30,8 +30,7 @@ void prt_evict_init(struct prt_evict *e, const struct prt_evict_ops *ops);
 void prt_evict_add(struct prt_evict *e, struct prt_evict_node *node);
 void prt_evict_touch(struct prt_evict *e, struct prt_evict_node *node);
 void prt_evict_del(struct prt_evict *e, struct prt_evict_node *node);
-struct prt_evict_node *prt_evict_victim(struct prt_evict *e,
-                                        bool (*may_go)(const struct prt_evict_node *node,
-                                                       void *ctx),
-                                        void *ctx);
+struct prt_evict_node *
+prt_evict_victim(struct prt_evict *e, bool (*may_go)(const struct prt_evict_node *node, void *ctx),
+                 void *ctx);
 #endif

@@ -116,7 +116,7 @@ static struct prt_str text(struct prt_str s)
     return end ? (struct prt_str){s.p, (size_t)(end - s.p)} : s;
 }
 
-#define FIELDS 6
+#define FIELDS 7
 
 static void put_fields(struct prt_buf *b, uint8_t type, const char types[FIELDS],
                        const struct prt_str fields[FIELDS])
@@ -141,7 +141,8 @@ static void put_fields(struct prt_buf *b, uint8_t type, const char types[FIELDS]
 }
 
 static void put_report(struct prt_buf *b, uint8_t type, const char *severity, const char *sqlstate,
-                       struct prt_str message, const char *detail, const char *hint)
+                       struct prt_str message, const char *detail, const char *hint,
+                       const char *routine)
 {
     struct prt_str words = text(message), none = {NULL, 0};
     const struct prt_str fields[FIELDS] = {
@@ -151,21 +152,28 @@ static void put_report(struct prt_buf *b, uint8_t type, const char *severity, co
         words.p ? words : PRT_STR(""), /* libpq prints nothing sensible without one */
         detail ? prt_str_of(detail) : none,
         hint ? prt_str_of(hint) : none,
+        routine ? prt_str_of(routine) : none,
     };
 
-    put_fields(b, type, "SVCMDH", fields);
+    put_fields(b, type, "SVCMDHR", fields);
 }
 
 void prt_put_error(struct prt_buf *b, const char *severity, const char *sqlstate,
                    struct prt_str message, const char *detail, const char *hint)
 {
-    put_report(b, 'E', severity, sqlstate, message, detail, hint);
+    put_report(b, 'E', severity, sqlstate, message, detail, hint, NULL);
+}
+
+void prt_put_denial(struct prt_buf *b, const struct prt_denial *why)
+{
+    put_report(b, 'E', "ERROR", why->sqlstate, prt_str_of(why->text), NULL, why->hint,
+               why->routine);
 }
 
 void prt_put_notice(struct prt_buf *b, const char *severity, const char *sqlstate,
                     struct prt_str message)
 {
-    put_report(b, 'N', severity, sqlstate, message, NULL, NULL);
+    put_report(b, 'N', severity, sqlstate, message, NULL, NULL, NULL);
 }
 
 static void put_number_and(struct prt_buf *b, uint8_t type, uint32_t number, const void *data,

@@ -21,7 +21,8 @@ struct prt_params {
     struct prt_map_node node; /* under mu; the key is e[] and the text, one block */
     _Atomic uint32_t refs; /* atomic, any thread: clients, servers, callers. 1 -> 0 only under mu */
     uint32_t count;        /* set at creation, like all below */
-    const char *text;      /* behind e[] */
+    const struct prt_params *env; /* what is baked in at Parse; counted. NULL: the set itself */
+    const char *text;             /* behind e[] */
     struct entry e[];
 };
 
@@ -200,8 +201,16 @@ void prt_params_unref(const struct prt_params *set)
     }
     (void)pthread_mutex_unlock(&mu);
     if (refs == 1) {
+        prt_params_unref(s->env); /* which has none of its own */
         free(s);
     }
+}
+
+/* A set that was never in the table. */
+static void discard(struct prt_params *s)
+{
+    prt_params_unref(s->env);
+    free(s);
 }
 
 /* Takes a set that is not in the table; returns the one that is, with a reference, or NULL. */
@@ -219,12 +228,12 @@ static const struct prt_params *intern(struct prt_params *s)
         struct prt_params *old = prt_container_of(there, struct prt_params, node);
         (void)atomic_fetch_add_explicit(&old->refs, 1, memory_order_relaxed);
         (void)pthread_mutex_unlock(&mu);
-        free(s);
+        discard(s);
         return old;
     }
     if (!prt_map_put(&table, &s->node, key)) {
         (void)pthread_mutex_unlock(&mu);
-        free(s);
+        discard(s);
         return NULL;
     }
     (void)pthread_mutex_unlock(&mu);
@@ -276,6 +285,78 @@ static struct prt_params *copy_with(const struct prt_params *from, unsigned at, 
     return s;
 }
 
+/* ---- what is baked into a statement ---- */
+static bool is_of_env(struct prt_str name)
+{
+    static const char *const names[] = {"client_encoding", "DateStyle", "IntervalStyle",
+                                        "standard_conforming_strings", "TimeZone"};
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (compare(name, prt_str_of(names[i])) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Give a new set its env. A set of nothing else is its own. false: no memory. */
+static bool set_env(struct prt_params *s)
+{
+    const struct prt_params *env = &empty;
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < s->count; i++) {
+        n += is_of_env(name_of(s, i));
+    }
+    if (n == s->count) {
+        return true;
+    }
+    for (unsigned i = 0; i < s->count; i++) {
+        if (is_of_env(name_of(s, i))) {
+            env = prt_params_with(env, name_of(s, i), value_of(s, i));
+        }
+    }
+    if (env->count != n) {
+        prt_params_unref(env);
+        return false;
+    }
+    s->env = env;
+    return true;
+}
+
+const struct prt_params *prt_params_parse_env(const struct prt_params *set)
+{
+    return set->env ? set->env : set;
+}
+
+/* A copy of `from` without entry `at`. Not interned yet; NULL: no memory. */
+static struct prt_params *copy_without(const struct prt_params *from, unsigned at)
+{
+    size_t size = sizeof *from + (from->count - 1) * sizeof *from->e;
+    struct prt_params *s;
+    uint32_t n = 0;
+    char *text;
+
+    for (unsigned i = 0; i < from->count; i++) {
+        size += i == at ? 0 : (size_t)from->e[i].name_n + from->e[i].value_n;
+    }
+    s = calloc(1, size);
+    if (!s) {
+        return NULL;
+    }
+    atomic_init(&s->refs, 1);
+    s->count = from->count - 1;
+    s->text = text = (char *)&s->e[s->count];
+    for (unsigned i = 0; i < s->count; i++) {
+        struct prt_str k = name_of(from, i + (i >= at)), v = value_of(from, i + (i >= at));
+        s->e[i].name_at = append(text, &n, k);
+        s->e[i].name_n = (uint32_t)k.n;
+        s->e[i].value_at = append(text, &n, v);
+        s->e[i].value_n = (uint32_t)v.n;
+    }
+    return s;
+}
+
 const struct prt_params *prt_params_with(const struct prt_params *set, struct prt_str name,
                                          struct prt_str value)
 {
@@ -300,7 +381,34 @@ const struct prt_params *prt_params_with(const struct prt_params *set, struct pr
         name = prt_str_of(known[row].name);
     }
     copy = copy_with(set, at, replaces, name, value);
+    if (copy && !set_env(copy)) {
+        discard(copy);
+        copy = NULL;
+    }
     made = copy ? intern(copy) : NULL;
+    if (!made) {
+        return set;
+    }
+    prt_params_unref(set);
+    return made;
+}
+
+const struct prt_params *prt_params_without(const struct prt_params *set, struct prt_str name)
+{
+    const struct prt_params *made = prt_params_empty();
+    unsigned at;
+
+    if (!find(set, name, &at)) {
+        return set;
+    }
+    if (set->count > 1) {
+        struct prt_params *copy = copy_without(set, at);
+        if (copy && !set_env(copy)) {
+            discard(copy);
+            copy = NULL;
+        }
+        made = copy ? intern(copy) : NULL;
+    }
     if (!made) {
         return set;
     }

@@ -73,6 +73,9 @@ struct prt_txn {
     bool skips;       /* the server discards everything until Sync */
     bool is_unsure;   /* with skips: a Sync of a failed COPY may have ended the skipping already */
     bool is_dead;     /* FATAL or PANIC was seen: no more answers are due */
+    /* of the last message of the server that was no row: */
+    bool was_noted;      /* the request that it answers is noted */
+    uint16_t noted_gone; /* noted requests that left the queue: answered, or undone by its error */
 };
 enum prt_copy { PRT_COPY_NONE, PRT_COPY_IN, PRT_COPY_OUT, PRT_COPY_BOTH };
 
@@ -90,11 +93,26 @@ enum prt_txn_rc {
  * are forwarded and owe nothing. */
 enum prt_txn_rc prt_txn_client(struct prt_txn *t, const struct prt_msg *m);
 /** The same for a request of the pooler's own; its answers stay here (PRT_EV_SWALLOW). kind: one of
- *  Q P C S; false when the queue is full. `sub` is 'S' or 'P' for C, else 0. */
+ *  Q P C D S, D of a statement; false when the queue is full. `sub` is 'S' or 'P' for C, else 0. */
 PRT_MUST_CHECK bool prt_txn_inject(struct prt_txn *t, uint8_t kind, uint8_t sub);
 /** Mark the newest request as refused by the pooler: what was sent instead of it makes the server
  * fail at that place, and the error that answers it carries PRT_EV_REFUSED. */
 void prt_txn_mark_refused(struct prt_txn *t);
+/** Mark the newest request as noted; there must be one, so not while the server skips. */
+void prt_txn_note(struct prt_txn *t);
+/** A request that is answered here when all before it are: part of the batch, always noted. Not
+ * while the server skips or copies. false: the queue is full. */
+PRT_MUST_CHECK bool prt_txn_push_local(struct prt_txn *t);
+/** Take the request at the head if it is one of those. */
+bool prt_txn_take_local(struct prt_txn *t);
+/** Is the request that the server is answering noted? */
+bool prt_txn_head_is_noted(const struct prt_txn *t);
+/** Is there room for `n` requests, the last of them the client's? */
+bool prt_txn_has_room(const struct prt_txn *t, unsigned n);
+/** Is a ReadyForQuery due, so that the status may be another one than t->status? */
+bool prt_txn_owes_ready(const struct prt_txn *t);
+/** May the server discard a request that is sent now, because an earlier one of the batch fails? */
+bool prt_txn_may_discard(const struct prt_txn *t);
 
 enum prt_txn_event {
     PRT_EV_VIOLATION = 1 << 0,    /* close this server; the client gets FATAL 08P01 */
@@ -186,6 +204,8 @@ bool prt_msg_string(const struct prt_msg *m, unsigned nth, struct prt_str *out);
 void prt_put_error(struct prt_buf *b, const char *severity, const char *sqlstate,
                    struct prt_str message, const char *detail,
                    const char *hint); /* detail, hint: may be NULL */
+/** ErrorResponse of a request that is refused. */
+void prt_put_denial(struct prt_buf *b, const struct prt_denial *why);
 void prt_put_notice(struct prt_buf *b, const char *severity, const char *sqlstate,
                     struct prt_str message);
 void prt_put_auth(struct prt_buf *b, uint32_t code, const void *data, size_t n);
@@ -216,6 +236,8 @@ void prt_params_unref(const struct prt_params *set);
  */
 const struct prt_params *prt_params_with(const struct prt_params *set, struct prt_str name,
                                          struct prt_str value);
+/** `set` without a name; references and lack of memory as in prt_params_with. */
+const struct prt_params *prt_params_without(const struct prt_params *set, struct prt_str name);
 bool prt_params_get(const struct prt_params *set, struct prt_str name, struct prt_str *value);
 unsigned prt_params_count(const struct prt_params *set);
 void prt_params_at(const struct prt_params *set, unsigned i, struct prt_str *name,
@@ -227,6 +249,10 @@ void prt_params_at(const struct prt_params *set, unsigned i, struct prt_str *nam
  * schema. */
 unsigned prt_params_diff(const struct prt_params *have, const struct prt_params *want,
                          struct prt_buf *sql);
+/** The values that PostgreSQL bakes into a statement when it parses it (client_encoding, DateStyle,
+ * IntervalStyle, standard_conforming_strings, TimeZone): interned, so that equal ones are one
+ * pointer; lives as long as `set`. */
+const struct prt_params *prt_params_parse_env(const struct prt_params *set);
 /** May clients set it, and does every server report it? (client_encoding, DateStyle, TimeZone, ...)
  *  What only some versions report (search_path) is not among them. */
 bool prt_params_is_tracked(struct prt_str name);

@@ -1,32 +1,17 @@
-/* session.h - what clients do to the session of their server that no ParameterStatus tells: settings
- * that can be replayed elsewhere, and state that cannot. Part of pg.h. Pure: requests, tags,
- * errors and ReadyForQuery go in; what is to be replayed, what is dirty and the SQL that cleans it
- * come out. Rules: core/pg/README.md. Threads: an object has one user at a time; effects and
- * journals are immutable and counted. */
+/* session.h - what clients do to the session of their server that no ParameterStatus tells:
+ * settings that can be replayed elsewhere, and state that cannot. Part of pg.h. Pure: requests,
+ * tags, errors and ReadyForQuery go in; what is to be replayed, what is dirty and the SQL that
+ * cleans it come out. Rules: core/pg/README.md. Threads: an object has one user at a time; effects
+ * and journals are immutable and counted. */
 #ifndef PRT_SESSION_H
 #define PRT_SESSION_H
 #include "base/base.h"
 #include "base/buf.h"
+#include "base/state.h"
 #include "pg/lex.h"
 
 struct prt_params;
 
-/* State that only its server has. id, name in config.lua, REST and metrics */
-#define PRT_STATES(X)                                                                              \
-    X(TEMP, "temp")         /* temporary tables, views, sequences; anything in pg_temp */          \
-    X(HOLD, "hold")         /* WITH HOLD cursors */                                                \
-    X(ADVISORY, "advisory") /* session-level advisory locks */                                     \
-    X(LISTEN, "listen")     /* LISTEN where the fan-out could not take it */                       \
-    X(PREPARE, "prepare")   /* SQL PREPARE */                                                      \
-    X(ROLE, "role")         /* SET ROLE, SET SESSION AUTHORIZATION */                              \
-    X(OPAQUE, "opaque")     /* DO, CALL, LOAD, setseed(), SET that could not be read */
-enum prt_state_kind {
-#define X(id, name) PRT_STATE_##id,
-    PRT_STATES(X)
-#undef X
-        PRT_STATE_COUNT
-};
-#define PRT_STATE_BIT(id) (1u << PRT_STATE_##id)
 const char *prt_state_name(enum prt_state_kind kind);
 
 /* ---- effects: what one text may do; made once per text, shared by all who run it ---- */
@@ -50,26 +35,34 @@ bool prt_effects_deallocates(const struct prt_effects *e);
  *            tag               Z(I) without error,          ROLLBACK tag, error outside a block,
  *            of its request    COMMIT tag                   ROLLBACK TO (to the savepoint's)
  *  journal.now <- now + SET    settled <- now               now <- settled
- *  dirty.now   <- now | kind   the same, but ADVISORY, PREPARE of SQL, LOAD and what DO and CALL did
- *                              survive a rollback
+ *  dirty.now   <- now | kind   the same, but ADVISORY, PREPARE of SQL, LOAD and what DO and CALL
+ *                              did survive a rollback
  */
 struct prt_session {
     const struct prt_params *settled; /* name -> value as last committed; interned, counted */
     const struct prt_params *now;     /* as the server has it at this point */
     uint16_t dirty_settled, dirty;    /* PRT_STATE bits */
-    /* channels of LISTEN that the fan-out serves: names are their hexadecimal bytes, values empty */
+    uint8_t roles_settled, roles; /* behind PRT_STATE_ROLE: 1 SET ROLE, 2 SESSION AUTHORIZATION */
+    /* channels of LISTEN that the fan-out serves: names are their hexadecimal bytes, values empty
+     */
     const struct prt_params *channels_settled, *channels;
-    bool fans_out;                    /* LISTEN alone in its text goes to `channels`, not to `dirty` */
-    bool has_failed;                  /* an error since the last ReadyForQuery */
-    bool is_in_block;                 /* the last ReadyForQuery said T or E */
-    struct prt_savepoints *points;    /* NULL: none that matters */
+    bool fans_out;                 /* LISTEN alone in its text goes to `channels`, not to `dirty` */
+    bool has_failed;               /* an error since the last ReadyForQuery */
+    bool is_unsure;                /* what a rollback undoes may be committed (VACUUM in a batch) */
+    bool is_in_block;              /* the last ReadyForQuery said T or E */
+    bool is_open;                  /* BEGIN without COMMIT or ROLLBACK, as far as tags tell */
+    bool is_aborted;               /* it said E, and no rollback since: nothing runs */
+    struct prt_savepoints *points; /* and names of cursors, statements; NULL: none */
 };
+/** Is `channel` (as PostgreSQL folds it) in that set of channels? */
+bool prt_session_has_channel(const struct prt_params *channels, struct prt_str channel);
 void prt_session_init(struct prt_session *s);
 void prt_session_fini(struct prt_session *s);
 
 /** CommandComplete number `nth` (from 0) of a request with effects `e` (NULL: a text without any).
  * tag: the body's text. Also for statements without effects of their own while something is
- * provisional: COMMIT and ROLLBACK are known by their tags. */
+ * provisional: COMMIT and ROLLBACK are known by their tags. PortalSuspended, which has no tag, may
+ * never be followed by one: it counts as a completion with an empty tag. */
 void prt_session_complete(struct prt_session *s, const struct prt_effects *e, unsigned nth,
                           struct prt_str tag);
 /** A function may have acted although its statement failed afterwards (advisory locks stay). */
@@ -81,8 +74,8 @@ void prt_session_discarded(struct prt_session *s);
 
 /** Append what makes a server whose journal is `have` one whose journal is `want`: "SET x TO
  * v;RESET y;SELECT set_config(...);" in one simple query. Returns how many; *is_sure: none of them
- * can fail on a server of the same class (what can: roles, tablespaces, names that look objects up),
- * so that it may be sent together with what follows. Equal pointers: 0. */
+ * can fail on a server of the same class (what can: roles, tablespaces, names that look objects
+ * up), so that it may be sent together with what follows. Equal pointers: 0. */
 unsigned prt_journal_diff(const struct prt_params *have, const struct prt_params *want,
                           struct prt_buf *sql, bool *is_sure);
 /** Append one simple query that cleans the kinds of `states`, to be run outside of a transaction.
@@ -91,9 +84,9 @@ void prt_session_clean_sql(unsigned states, struct prt_buf *sql, bool *forgets);
 /** The kinds in `states` are clean now. */
 void prt_session_cleaned(struct prt_session *s, unsigned states);
 
-/** Reported parameters that a text returns to their reset values: true when it has RESET, RESET ALL,
- * DISCARD ALL or SET ... TO DEFAULT of such. *want: `told` (what the client has been told) with
- * those names as in `startup`; a reference for the caller. */
+/** Reported parameters that a text returns to their reset values: true when it has RESET, RESET
+ * ALL, DISCARD ALL or SET ... TO DEFAULT of such. *want: `told` (what the client has been told)
+ * with those names as in `startup`; a reference for the caller. */
 bool prt_effects_resets(const struct prt_effects *e, const struct prt_params *told,
                         const struct prt_params *startup, const struct prt_params **want);
 #endif

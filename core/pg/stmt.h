@@ -20,10 +20,10 @@ struct prt_txn;
 struct prt_params;
 
 /* ---- a client's names ---- */
-#define PRT_NAMES_MAX 10000             /* statements of one client */
-#define PRT_NAMES_BYTES (16u << 20)     /* and the bytes of their texts */
-#define PRT_UNNAMED_MAX 60000           /* a longer unnamed Parse is not remembered after its lease */
-#define PRT_PARSE_MAX PRT_NAMES_BYTES   /* a longer named Parse is refused */
+#define PRT_NAMES_MAX 10000           /* statements of one client */
+#define PRT_NAMES_BYTES (16u << 20)   /* and the bytes of their texts */
+#define PRT_UNNAMED_MAX 60000         /* a longer unnamed Parse is not remembered after its lease */
+#define PRT_PARSE_MAX PRT_NAMES_BYTES /* a longer named Parse is refused */
 /** What a client has prepared. Heap, made by the first message that needs it; NULL: nothing yet. */
 struct prt_names;
 void prt_names_free(struct prt_names *n); /* NULL: nothing; not while its lease lasts */
@@ -39,16 +39,17 @@ struct prt_stmt_counts {
     uint64_t saved;     /* Parses answered without the server */
 };
 struct prt_stmts {
-    struct prt_txn *txn;         /* of the same server */
-    struct prt_map by_id;        /* what it has */
-    struct prt_evict order;      /* of by_id */
-    uint32_t limit;              /* most of them: statement_cache_size */
-    uint32_t unnamed_of;         /* number of the client whose unnamed statement it may have; 0: none */
-    uint32_t batch;              /* number of the batch that is being sent */
-    bool is_suspect;             /* something was deallocated unseen: Close before each Parse */
-    bool is_fresh;               /* nothing extended was sent in this lease */
-    uint16_t barriers;           /* unanswered requests that may deallocate everything */
-    struct prt_notes *notes;     /* what answers will confirm or undo, in the order of the queue */
+    struct prt_txn *txn;     /* of the same server */
+    struct prt_map by_id;    /* what it has */
+    struct prt_evict order;  /* of by_id */
+    uint32_t limit;          /* most of them: statement_cache_size */
+    uint32_t unnamed_of;     /* number of the client whose unnamed statement it may have; 0: none */
+    uint32_t batch;          /* number of the batch that is being sent */
+    bool is_suspect;         /* something was deallocated unseen: Close before each Parse */
+    bool is_fresh;           /* no request was sent in this lease */
+    bool has_ddl;            /* a transaction that is not over has changed the schema */
+    uint16_t barriers;       /* unanswered requests that may deallocate everything */
+    struct prt_notes *notes; /* what answers will confirm or undo, in the order of the queue */
     struct prt_portals *portals; /* of this lease: which of them run a text with effects */
     struct prt_stmt_counts n;
 };
@@ -64,6 +65,7 @@ size_t prt_stmts_count(const struct prt_stmts *s);
 /** Why a request is refused: the server is made to fail at that place, and this text is told. */
 struct prt_denial {
     const char *sqlstate, *text, *hint; /* static; hint may be NULL */
+    const char *routine; /* drivers tell PostgreSQL's errors apart by it; NULL: none */
 };
 enum prt_may { PRT_MAY_RUN, PRT_MAY_WAIT, PRT_MAY_NOT };
 struct prt_up_client {
@@ -72,15 +74,17 @@ struct prt_up_client {
     const struct prt_params *params; /* what it has been told */
     bool fans_out; /* a LISTEN or UNLISTEN that is alone in its text does not reach the server: one
                     * that does nothing runs in its place, and its tag is changed back */
-    /* Asked before each Q and E whose text has effects. WAIT: ask again when something was answered
-     * or the caller resumes. NOT: *why is told, the server fails at that place. */
+    /* Asked before each Q and E whose text has effects; NULL: all may. WAIT: ask again when
+     * something was answered or the caller resumes. NOT: *why is told, the server fails at that
+     * place. */
     enum prt_may (*may_run)(void *ctx, const struct prt_effects *e, const struct prt_denial **why);
     void *ctx;
 };
 enum prt_up_rc {
     PRT_UP_SEND, /* send `out`, then the message without its first `skip` bytes; counted */
     PRT_UP_WAIT, /* send `out` and come again with it when something was answered; not counted */
-    PRT_UP_MORE, /* not all of it is here that is needed: come again when it is whole */
+    PRT_UP_MORE, /* too little of it is here: come again with more. A named Parse must be whole, and
+                  * any text up to PRT_UNNAMED_MAX; of longer ones the first 16 KB */
     PRT_UP_TERMINATE, /* X */
     PRT_UP_VIOLATION, /* not allowed here: FATAL 08P01 to the client, close both sides */
     PRT_UP_NO_MEMORY, /* FATAL 53200 to the client, close both sides */
@@ -100,8 +104,9 @@ enum prt_down_rc {
     PRT_DOWN_PASS,    /* do with it what the events say */
     PRT_DOWN_REPLACE, /* `to_client` has what goes to the client in its place */
 };
-/** The message `m` was given to prt_txn_server(), which said `ev`. names: of the client; NULL: it is
- * gone. Confirms and undoes; has the session told of tags (`session`), by the text of the request. */
+/** The message `m` was given to prt_txn_server(), which said `ev`. names: of the client; NULL: it
+ * is gone. Confirms and undoes; has the session told of tags (`session`), by the text of the
+ * request. */
 enum prt_down_rc prt_stmts_server(struct prt_stmts *s, struct prt_names *names,
                                   struct prt_session *session, const struct prt_msg *m, uint32_t ev,
                                   struct prt_buf *to_client);

@@ -24,12 +24,14 @@ enum kind {
     CLOSE,
     EXECUTE,
     MARKER, /* CopyDone or CopyFail: owes nothing, shows where a COPY ends in the stream */
+    LOCAL,  /* answered by the pooler as soon as it is the head: nothing was sent */
 };
 #define KIND 0x0f
 #define REFUSED 0x10 /* sent so that it fails; the error is the pooler's refusal */
 #define FITS_MASK 0x1f
 #define SWALLOW 0x20  /* the pooler's own: answers stay here */
 #define ANSWERED 0x40 /* QUERY, CALL: complete but for its ReadyForQuery */
+#define NOTED 0x80    /* somebody keeps a note of it and counts these */
 
 /* The last entries are kept for CopyDone, CopyFail and the pooler's own requests, so that a full
  * queue can always be brought to an end. */
@@ -63,6 +65,8 @@ void prt_txn_init(struct prt_txn *t)
     t->status = 'I';
     t->copy = PRT_COPY_NONE;
     t->is_open = t->skips = t->is_unsure = t->is_dead = false;
+    t->was_noted = false;
+    t->noted_gone = 0;
 }
 
 /* ---- the ring ---- */
@@ -87,6 +91,7 @@ static inline bool push(struct prt_txn *t, uint16_t entry, unsigned max)
 
 static inline void drop(struct prt_txn *t)
 {
+    t->noted_gone += *at(t, 0) & NOTED ? 1 : 0;
     t->head = (t->head + 1) % PRT_TXN_QUEUE;
     t->count--;
 }
@@ -222,9 +227,9 @@ enum prt_txn_rc prt_txn_client(struct prt_txn *t, const struct prt_msg *m)
 
 bool prt_txn_inject(struct prt_txn *t, uint8_t kind, uint8_t sub)
 {
-    enum kind of = kind == 'Q' ? QUERY : kind == 'P' ? PARSE : CLOSE;
+    enum kind of = kind == 'Q' ? QUERY : kind == 'P' ? PARSE : kind == 'D' ? STATEMENT : CLOSE;
 
-    prt_assert(kind == 'Q' || kind == 'P' || kind == 'S' ||
+    prt_assert(kind == 'Q' || kind == 'P' || kind == 'D' || kind == 'S' ||
                (kind == 'C' && (sub == 'S' || sub == 'P')));
     if (kind == 'S') {
         return push_sync(t, SWALLOW, PRT_TXN_QUEUE) == PRT_TXN_FORWARD;
@@ -246,6 +251,73 @@ void prt_txn_mark_refused(struct prt_txn *t)
     }
     prt_assert(t->count && kind_at(t, t->count - 1u) != MARKER);
     *at(t, t->count - 1u) |= REFUSED;
+}
+
+void prt_txn_note(struct prt_txn *t)
+{
+    prt_assert(t->count && kind_at(t, t->count - 1u) != MARKER);
+    *at(t, t->count - 1u) |= NOTED;
+}
+
+/* ---- answered here ---- */
+bool prt_txn_push_local(struct prt_txn *t)
+{
+    prt_assert(!t->skips && t->copy == PRT_COPY_NONE);
+    if (!push(t, LOCAL | NOTED, CLIENT_MAX)) {
+        return false;
+    }
+    t->is_open = true; /* the client owes a Sync, although the server heard nothing */
+    return true;
+}
+
+bool prt_txn_take_local(struct prt_txn *t)
+{
+    if (t->copy != PRT_COPY_NONE || (head(t) & KIND) != LOCAL) {
+        return false;
+    }
+    drop(t);
+    return true;
+}
+
+/* In COPY IN the server would end the session over the message that a local answer stands for. */
+static bool has_local_in_copy(const struct prt_txn *t)
+{
+    for (unsigned i = 1; i < t->count && kind_at(t, i) != MARKER; i++) {
+        if (kind_at(t, i) == LOCAL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool prt_txn_head_is_noted(const struct prt_txn *t)
+{
+    return peek(t) & NOTED;
+}
+
+bool prt_txn_has_room(const struct prt_txn *t, unsigned n)
+{
+    return t->count + n <= CLIENT_MAX;
+}
+
+bool prt_txn_owes_ready(const struct prt_txn *t)
+{
+    for (unsigned i = 0; i < t->count; i++) {
+        if (B(kind_at(t, i)) & (B(QUERY) | B(CALL) | B(SYNC))) {
+            return true;
+        }
+    }
+    return t->extra != 0;
+}
+
+bool prt_txn_may_discard(const struct prt_txn *t)
+{
+    for (unsigned i = t->count; i > 0 && kind_at(t, i - 1) != SYNC; i--) {
+        if (!(B(kind_at(t, i - 1)) & (B(QUERY) | B(CALL) | B(MARKER) | B(LOCAL)))) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* ---- the server's side ---- */
@@ -313,6 +385,9 @@ static uint32_t complete(struct prt_txn *t, uint8_t type, uint16_t entry)
 static uint32_t copy_begins(struct prt_txn *t, uint8_t type, uint16_t entry)
 {
     if (t->copy != PRT_COPY_NONE) {
+        return PRT_EV_VIOLATION;
+    }
+    if (type == 'G' && has_local_in_copy(t)) {
         return PRT_EV_VIOLATION;
     }
     t->copy = type == 'G' ? PRT_COPY_IN : type == 'H' ? PRT_COPY_OUT : PRT_COPY_BOTH;
@@ -507,9 +582,12 @@ static __attribute__((noinline)) uint32_t any(struct prt_txn *t, const struct pr
 {
     uint32_t may = fits[m->type];
 
+    t->noted_gone = 0;
+    t->was_noted = false;
     if (t->is_dead) {
         return PRT_EV_SWALLOW; /* its last word is said */
     }
+    t->was_noted = peek(t) & NOTED;
     if (may) {
         uint16_t entry = head(t);
         return may >> (entry & FITS_MASK) & 1 ? answer(t, m, entry) : PRT_EV_VIOLATION;
