@@ -249,13 +249,27 @@ static void set_hours(lua_State *L, const struct prt_proxy_pool_info *info)
     lua_setfield(L, -2, "connections_by_hour");
 }
 
+/* by kind of session state */
+static void set_states(lua_State *L, const char *key, const uint64_t count[PRT_STATE_COUNT])
+{
+#define X(id, name) name,
+    static const char *const names[] = {PRT_STATES(X)};
+#undef X
+
+    lua_createtable(L, 0, PRT_STATE_COUNT);
+    for (int k = 0; k < PRT_STATE_COUNT; k++) {
+        set_num(L, names[k], (double)count[k]);
+    }
+    lua_setfield(L, -2, key);
+}
+
 static int push_pool(lua_State *L)
 {
     static const char *const modes[] = {"session", "transaction", "statement"};
     struct pool_call *call = lua_touserdata(L, 1);
     const struct prt_proxy_pool_info *info = call->info;
 
-    lua_createtable(L, 0, 48);
+    lua_createtable(L, 0, 56);
     set_text(L, "id", info->id);
     set_text(L, "row", info->cfg->name);
     set_text(L, "target", info->target);
@@ -268,6 +282,17 @@ static int push_pool(lua_State *L)
     set_num(L, "errors_closed", (double)info->errors_closed);
     set_num(L, "errors_other", (double)info->errors_other);
     set_num(L, "exhausted", (double)info->exhausted);
+    set_num(L, "listeners", (double)info->listeners);
+    set_num(L, "listen_channels", (double)info->listen_channels);
+    set_num(L, "notifications", (double)info->notifications);
+    set_num(L, "listen_gaps", (double)info->listen_gaps);
+    set_num(L, "statement_hits", (double)info->statement_hits);
+    set_num(L, "statement_misses", (double)info->statement_misses);
+    set_num(L, "statement_evictions", (double)info->statement_evictions);
+    set_num(L, "parses_saved", (double)info->parses_saved);
+    set_num(L, "resets", (double)info->resets);
+    set_states(L, "pins", info->pins);
+    set_states(L, "pinned", info->pinned);
     set_hist(L, "acquire", &info->acquire);
     set_stats(L, &call->stats);
     set_config(L, info->cfg);

@@ -37,7 +37,7 @@ static const struct row rows[] = {
 /* names[i] stands for the enum's value i */
 struct choice {
     const char *key;
-    const char *names[6];
+    const char *names[12];
 };
 static const struct choice choices[] = {
     {"mode", {"session", "transaction", "statement"}},
@@ -47,8 +47,13 @@ static const struct choice choices[] = {
     {"partition_type", {"tenant", "user", "application", "service", "resource_group"}},
     {"priority", {"low", "normal", "high", "critical"}},
     {"tenant_from", {"none", "database", "application_name", "user"}},
+    {"state_rule", {"pin", "reset", "refuse", "off"}},
+#define X(id, name) name,
+    {"state_kind", {PRT_STATES(X)}},
+#undef X
 };
 static_assert(PRT_MODE_STATEMENT == 2 && PRT_AUTH_SCRAM == 2 && PRT_TLS_REQUIRE == 2, "order");
+static_assert(PRT_STATE_OFF == 3 && PRT_STATE_COUNT < 12, "order, and an end of the list");
 static_assert(PRT_LOG_ERROR == 3 && PRT_PART_RESOURCE_GROUP == 4 && PRT_TENANT_USER == 3, "order");
 
 static void set_string(lua_State *L, const char *key, const char *value)
@@ -91,7 +96,7 @@ static void push_choices(lua_State *L)
     lua_newtable(L);
     for (size_t i = 0; i < sizeof choices / sizeof *choices; i++) {
         lua_newtable(L);
-        for (int j = 0; j < 6 && choices[i].names[j]; j++) {
+        for (int j = 0; choices[i].names[j]; j++) {
             lua_pushstring(L, choices[i].names[j]);
             lua_rawseti(L, -2, j + 1);
         }
@@ -302,6 +307,17 @@ static void copy_partitions(lua_State *L, struct prt_pool_config *p)
     lua_pop(L, 1);
 }
 
+static void copy_session_state(lua_State *L, struct prt_pool_config *p)
+{
+    lua_getfield(L, -1, "session_state");
+    for (int i = 0; i < PRT_STATE_COUNT; i++) {
+        lua_rawgeti(L, -1, i + 1);
+        p->session_state[i] = (uint8_t)lua_tointeger(L, -1);
+        lua_pop(L, 1);
+    }
+    lua_pop(L, 1);
+}
+
 static void copy_pool(lua_State *L, struct prt_pool_config *p)
 {
     p->name = string_field(L, "name");
@@ -317,6 +333,7 @@ static void copy_pool(lua_State *L, struct prt_pool_config *p)
                                                       : PRT_TENANT_NONE;
     p->tenant.pattern = string_field(L, "pattern");
     lua_pop(L, 1);
+    copy_session_state(L, p);
     lua_getfield(L, -1, "settings");
     copy_pool_settings(L, p);
     lua_pop(L, 1);

@@ -104,7 +104,7 @@ static void used(struct prt_client *c, size_t n)
 
 /* No memory for its bytes. It is told so where that can be read as a message, from memory that is
  * there; the event of its socket's end then finds it outside of any other work. */
-ON_WORKER static void no_memory(struct prt_client *c)
+void prt_client_no_memory(struct prt_client *c)
 {
     static const char sorry[] =
         "SFATAL\0VFATAL\0C53200\0Mout of memory for the buffer of this connection\0";
@@ -125,11 +125,19 @@ ON_WORKER static void no_memory(struct prt_client *c)
 
 /* ---- sending ---- */
 
+/* A named Parse must be here whole, however long it is. */
+static bool is_full(const struct prt_client *c)
+{
+    size_t max = c->needs > IN_MAX ? c->needs : IN_MAX;
+
+    return prt_buf_len(&c->in) >= max;
+}
+
 void prt_client_set_reading(struct prt_client *c)
 {
     size_t owed = prt_buf_len(&c->out);
-    bool may_read = !owed && !c->has_ended && prt_buf_len(&c->in) < IN_MAX &&
-                    !(c->server && prt_buf_len(&c->server->out));
+    bool may_read =
+        !owed && !c->has_ended && !is_full(c) && !(c->server && prt_buf_len(&c->server->out));
 
     prt_io_want(&c->worker->io, &c->sock,
                 (may_read ? PRT_WANT_READ : 0) |
@@ -154,7 +162,7 @@ void prt_client_send(struct prt_client *c, const void *p, size_t n)
         return;
     }
     if (!prt_buf_add(&c->out, (const uint8_t *)p + sent, n - sent)) {
-        no_memory(c);
+        prt_client_no_memory(c);
         return;
     }
     prt_client_set_reading(c);
@@ -166,7 +174,7 @@ void prt_client_send(struct prt_client *c, const void *p, size_t n)
 void prt_client_send_buf(struct prt_client *c, struct prt_buf *b)
 {
     if (b->failed) {
-        no_memory(c);
+        prt_client_no_memory(c);
     } else {
         prt_client_send(c, prt_buf_data(b), prt_buf_len(b));
     }
@@ -191,7 +199,7 @@ ON_WORKER static void flush(struct prt_client *c)
         prt_server_set_reading(s);
         /* what TLS has decrypted already no poll will tell */
         while (s->sock.ssl && s->client == c && !prt_buf_len(&c->out) &&
-               prt_tls_has_pending(s->sock.ssl) && prt_relay_down(s)) {
+               prt_tls_has_pending(s->sock.ssl) && prt_answer_read(s)) {
         }
     }
     prt_client_resume(c);
@@ -225,6 +233,57 @@ ON_WORKER static void let_go_of_server(struct prt_client *c, bool at_once)
     prt_server_abandon(s, prt_client_is_torn(c), at_once);
 }
 
+/* ---- notifications ---- */
+
+static void drop_news(struct prt_client *c)
+{
+    if (c->news) {
+        prt_buf_free(c->news);
+        free(c->news);
+        c->news = NULL;
+    }
+}
+
+/* As a server does: never inside a transaction, nor between the parts of an answer. */
+ON_WORKER static bool may_get_news(const struct prt_client *c)
+{
+    const struct prt_server *s = c->server;
+
+    return c->state >= PRT_CLIENT_IDLE && c->state != PRT_CLIENT_GONE &&
+           (!s || (prt_txn_may_release(&s->txn) && prt_server_is_settled(s)));
+}
+
+void prt_client_send_news(struct prt_client *c)
+{
+    if (c->news && may_get_news(c)) {
+        struct prt_buf *news = c->news;
+        c->news = NULL;
+        prt_client_send_buf(c, news);
+        free(news);
+    }
+}
+
+void prt_client_notify(struct prt_client *c, const uint8_t *m, size_t n)
+{
+    if (!c->news && may_get_news(c)) {
+        prt_client_send(c, m, n);
+        return;
+    }
+    if (!c->news) {
+        c->news = calloc(1, sizeof *c->news);
+    }
+    if (!c->news || !prt_buf_add(c->news, m, n)) {
+        prt_client_no_memory(c); /* it must not believe that it heard everything */
+    }
+}
+
+void prt_client_listening(struct prt_client *c, const struct prt_err *err)
+{
+    c->is_listening = false;
+    c->cannot_listen = err->rc != POOLRT_OK;
+    prt_client_resume(c);
+}
+
 /* Everything but the struct itself, which an event of this turn or the pool's queue may still name.
  */
 ON_WORKER static void release_all(struct prt_client *c)
@@ -247,6 +306,14 @@ ON_WORKER static void release_all(struct prt_client *c)
     if (c->params) {
         prt_params_unref(c->params);
     }
+    if (c->startup) {
+        prt_params_unref(c->startup);
+        prt_params_unref(c->journal);
+        prt_params_unref(c->channels);
+    }
+    prt_listen_end(c);
+    prt_names_free(c->names);
+    drop_news(c);
     if (!lingers) {
         prt_worker_lost_client(w);
     }
@@ -555,14 +622,14 @@ void prt_client_resume(struct prt_client *c)
     if (!can || prt_buf_len(&c->in) == 0 || prt_buf_len(&c->out)) {
         return;
     }
-    size_t n = prt_relay_up(c, prt_buf_data(&c->in), prt_buf_len(&c->in));
+    size_t n = prt_relay(c, prt_buf_data(&c->in), prt_buf_len(&c->in));
     if (c->state == PRT_CLIENT_GONE) {
         return;
     }
     used(c, n);
     prt_client_set_reading(c);
     if (n) {
-        prt_relay_up_done(c);
+        prt_answer_after_relay(c);
     }
 }
 
@@ -571,6 +638,15 @@ ON_WORKER static bool is_between_transactions(const struct prt_client *c)
     const struct prt_server *s = c->server;
 
     return !s || (prt_txn_may_release(&s->txn) && prt_server_is_settled(s));
+}
+
+ON_WORKER static void limit_idling(struct prt_client *c)
+{
+    int64_t limit = prt_client_row(c)->client_idle_timeout_us;
+
+    if (limit) {
+        prt_timer_set(&c->worker->wheel, &c->timer, c->worker->now_us + limit, idle_timeout);
+    }
 }
 
 void prt_client_go_on(struct prt_client *c)
@@ -585,13 +661,15 @@ void prt_client_go_on(struct prt_client *c)
         leave(c, PRT_GONE_CLIENT_GONE, false);
         return;
     }
+    prt_client_send_news(c);
+    if (s && !prt_timer_is_set(&c->timer) && is_between_transactions(c)) {
+        limit_idling(c); /* the server is its own, or keeps state for it */
+    }
     prt_client_resume(c);
 }
 
 void prt_client_set_idle(struct prt_client *c)
 {
-    int64_t limit;
-
     if (c->state == PRT_CLIENT_GONE) {
         return;
     }
@@ -603,10 +681,8 @@ void prt_client_set_idle(struct prt_client *c)
         leave(c, PRT_GONE_CLIENT_GONE, false);
         return;
     }
-    limit = prt_client_row(c)->client_idle_timeout_us;
-    if (limit) {
-        prt_timer_set(&c->worker->wheel, &c->timer, c->worker->now_us + limit, idle_timeout);
-    }
+    prt_client_send_news(c);
+    limit_idling(c);
     prt_client_resume(c);
 }
 
@@ -692,12 +768,12 @@ ON_WORKER static bool read_behind(struct prt_client *c)
     uint8_t *room;
 
     if (!c->in.p && !keep(c, NULL, 0)) {
-        no_memory(c);
+        prt_client_no_memory(c);
         return false;
     }
     room = prt_buf_room(&c->in, IN_CHUNK);
     if (!room) {
-        no_memory(c);
+        prt_client_no_memory(c);
         return false;
     }
     ssize_t n = prt_sock_recv(&c->sock, room, IN_CHUNK);
@@ -730,18 +806,18 @@ ON_WORKER static bool read_client(struct prt_client *c)
         return false;
     }
     prt_count(&w->n.bytes_in, (uint64_t)n);
-    size_t at = prt_relay_up(c, w->rbuf, (size_t)n);
+    size_t at = prt_relay(c, w->rbuf, (size_t)n);
     if (c->state == PRT_CLIENT_GONE) {
         return true;
     }
     if (at < (size_t)n) {
         if (!keep(c, w->rbuf + at, (size_t)n - at)) {
-            no_memory(c);
+            prt_client_no_memory(c);
         }
         prt_client_set_reading(c);
     }
     if (at) {
-        prt_relay_up_done(c);
+        prt_answer_after_relay(c);
     }
     return true;
 }
@@ -757,7 +833,7 @@ ON_WORKER static bool has_more(const struct prt_client *c)
 /* Hung up, and nothing is read of it: because it has ended, or because too much waits already. */
 ON_WORKER static bool is_beyond_reading(const struct prt_client *c)
 {
-    return c->has_ended || (prt_buf_len(&c->in) >= IN_MAX && !(c->sock.want & PRT_WANT_READ));
+    return c->has_ended || (is_full(c) && !(c->sock.want & PRT_WANT_READ));
 }
 
 void prt_client_event(struct prt_client *c, const struct prt_io_event *ev)

@@ -112,6 +112,9 @@ ON_WORKER static void finish(struct prt_client *c, const struct prt_params *welc
 
     c->params = overlay(welcome, c->login->wanted);
     prt_params_unref(welcome);
+    c->startup = prt_params_ref(c->params);
+    c->journal = prt_params_ref(prt_params_empty());
+    c->channels = prt_params_ref(prt_params_empty());
     if (!prt_registry_add(&w->px->registry, &c->cancel, (uint16_t)w->lane)) {
         fail_memory(c);
         return;

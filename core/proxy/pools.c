@@ -196,6 +196,7 @@ static void pool_free(struct prt_proxy_pool *pp)
 {
     struct prt_proxy_hooks *hooks = &pp->px->hooks;
 
+    prt_listen_free(pp);
     prt_pool_free(pp->engine);
     if (pp->policy && hooks->unbind) {
         hooks->unbind(hooks->ctx, pp->policy);
@@ -369,6 +370,7 @@ static void apply_row(struct prt_proxy_pool *pp, struct prt_config *owner,
     if (moves) {
         warm(pp, row);
         prt_pool_flush(pp->engine, now);
+        prt_listen_redial(pp);
     }
 }
 
@@ -408,6 +410,7 @@ static void drain(struct prt_proxy_pool *pp, int64_t now)
 {
     pp->is_gone = true;
     prt_pool_drain(pp->engine, now);
+    prt_listen_close(pp);
 }
 
 /* Pools that the configuration names and nobody has asked for yet. */
@@ -508,7 +511,7 @@ static bool free_unused(struct prt_proxy *px, struct prt_proxy_pool *pp, int64_t
         }
         drain(pp, now);
     }
-    if (prt_pool_open(pp->engine) > 0) {
+    if (prt_pool_open(pp->engine) > 0 || !prt_listen_is_over(pp)) {
         return false;
     }
     prt_map_del(&px->pools, &pp->node);
@@ -556,7 +559,8 @@ int prt_pools_open(struct prt_proxy *px)
     (void)pthread_mutex_lock(&px->mu);
     for (struct prt_map_node *n = prt_map_next(&px->pools, NULL); n;
          n = prt_map_next(&px->pools, n)) {
-        open += prt_pool_open(prt_container_of(n, struct prt_proxy_pool, node)->engine);
+        struct prt_proxy_pool *pp = prt_container_of(n, struct prt_proxy_pool, node);
+        open += prt_pool_open(pp->engine) + !prt_listen_is_over(pp);
     }
     (void)pthread_mutex_unlock(&px->mu);
     return open;

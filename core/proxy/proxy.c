@@ -91,6 +91,7 @@ poolrt_rc prt_proxy_new(struct prt_proxy **out, struct prt_config *cfg, unsigned
     }
     (void)pthread_mutex_init(&px->mu, NULL);
     (void)pthread_mutex_init(&px->now_mu, NULL);
+    (void)pthread_mutex_init(&px->hub_mu, NULL);
     px->connector = connector;
     px->hooks = *hooks;
     rc = snapshot_new(&px->snap, cfg, NULL, err);
@@ -258,6 +259,7 @@ void prt_proxy_free(struct prt_proxy *px)
     prt_snapshot_unref(px->snap);
     (void)pthread_mutex_destroy(&px->mu);
     (void)pthread_mutex_destroy(&px->now_mu);
+    (void)pthread_mutex_destroy(&px->hub_mu);
     free(px);
 }
 
@@ -296,6 +298,15 @@ static void add_lane(struct prt_proxy_pool_info *info, struct prt_pool_lane *l)
     info->errors_closed += prt_counted(&l->errors_closed);
     info->errors_other += prt_counted(&l->errors_other);
     info->exhausted += prt_counted(&l->exhausted);
+    info->statement_hits += prt_counted(&l->hits);
+    info->statement_misses += prt_counted(&l->misses);
+    info->statement_evictions += prt_counted(&l->evictions);
+    info->parses_saved += prt_counted(&l->parses_saved);
+    info->resets += prt_counted(&l->resets);
+    for (int k = 0; k < PRT_STATE_COUNT; k++) {
+        info->pins[k] += prt_counted(&l->pins[k]);
+        info->pinned[k] += prt_counted(&l->pinned[k]);
+    }
     prt_hist_merge(&info->acquire, &l->acquire);
     for (int h = 0; h < 24; h++) {
         info->acquisitions_by_hour[h] += prt_counted(&l->by_hour[h]);
@@ -318,6 +329,12 @@ static void fill_info(struct prt_proxy_pool *pp, struct prt_proxy_pool_info *inf
             add_lane(info, l);
         }
     }
+    struct prt_listen_stats ears;
+    prt_listen_stats(pp, &ears);
+    info->listeners = ears.listeners;
+    info->listen_channels = ears.channels;
+    info->notifications = ears.notifications;
+    info->listen_gaps = ears.gaps;
     for (int h = 0; h < 24; h++) {
         info->connections_by_hour[h] =
             pp->open_seen[h] ? pp->open_sum[h] / (double)pp->open_seen[h] : (double)NAN;

@@ -2,10 +2,13 @@
  *
  * worker.c    a loop: wait, dispatch, mail, timers     listener.c  accept, hand out
  * io.c        the socket seam (epoll)                  client.c    login, requests, leaving
- * login.c     from accept to ReadyForQuery             relay.c     bytes between the two
- * server.c    a server connection's life               linger.c    last bytes of who has left
+ * login.c     from accept to ReadyForQuery             relay.c     client to server
+ * server.c    a server connection's life               answer.c    server to client, end of a lease
+ * linger.c    last bytes of who has left
  * auth.c      who may log in                           tls.c       OpenSSL on descriptors
  * pools.c     database name -> pool                    registry.c  cancel keys, numbers of clients
+ * state.c     session state on shared servers          listen.c    LISTEN on shared servers
+ * hub.c       the connection that listens for all      hear.c      what is said on it
  */
 #ifndef PRT_PROXY_H
 #define PRT_PROXY_H
@@ -106,6 +109,14 @@ struct prt_proxy_pool_info {
     uint64_t clients;
     /* errors of acquires by kind */
     uint64_t errors_timeout, errors_closed, errors_other, exhausted;
+    uint64_t listeners, listen_channels; /* connections that listen for clients; to what */
+    uint64_t notifications, listen_gaps; /* heard; times that such a connection was lost */
+    /* prepared statements of clients that share servers: found on the server, parsed there first,
+     * closed to make room; Parses answered without the server */
+    uint64_t statement_hits, statement_misses, statement_evictions, parses_saved;
+    /* by kind of session state: leases that it prolonged, and that it prolongs now */
+    uint64_t pins[PRT_STATE_COUNT], pinned[PRT_STATE_COUNT];
+    uint64_t resets;                   /* server connections cleaned of what a client had left */
     int64_t created_at_us;             /* wall clock */
     uint64_t acquisitions_by_hour[24]; /* hour of day, local time, since the start */
     double connections_by_hour[24]; /* mean of open connections seen in that hour; NaN: none seen */

@@ -24,6 +24,7 @@
 struct prt_worker;
 struct prt_client;
 struct prt_server;
+struct prt_hub;
 
 /* ---- io.c: the socket seam ---- */
 enum prt_io_kind {
@@ -32,6 +33,7 @@ enum prt_io_kind {
     PRT_KIND_CLIENT,
     PRT_KIND_SERVER,
     PRT_KIND_LINGER,
+    PRT_KIND_HUB,
 };
 enum { PRT_WANT_READ = 1, PRT_WANT_WRITE = 2 };
 
@@ -126,6 +128,9 @@ static inline uint64_t prt_counted(const prt_counter *c)
 /** What one worker counts of one pool; made at the worker's first acquire there. */
 struct prt_pool_lane {
     prt_counter transactions, queries, errors_timeout, errors_closed, errors_other, exhausted;
+    prt_counter hits, misses, evictions, parses_saved;          /* of prepared statements */
+    prt_counter pins[PRT_STATE_COUNT], pinned[PRT_STATE_COUNT]; /* by kind: since the start, now */
+    prt_counter resets; /* of what a transaction left behind */
     prt_counter by_hour[24];
     struct prt_hist acquire;
 };
@@ -140,6 +145,8 @@ struct prt_proxy_pool {
     _Atomic(const struct prt_pool_config *) cfg;
     struct prt_config *owner;  /* under px->mu: keeps the row alive; counted */
     struct prt_target *target; /* under px->now_mu */
+    struct prt_hub *hubs;      /* under px->hub_mu: what listens for its clients */
+    bool is_deaf;              /* under px->hub_mu: none is made any more */
     _Atomic int clients;       /* that use it; raised under px->mu only */
     bool is_gone;              /* under px->mu: not in the configuration any more */
     /* its servers refused client_connection_check_interval: too old, or not PostgreSQL */
@@ -231,7 +238,7 @@ struct prt_registry_entry *prt_registry_find(struct prt_registry *r,
  *          reports: nothing of the class has been seen yet
  * IDLE     owes nothing, has no server, no request            prt_client_acquire
  * WAITING  its request lies in `in`, itself in the queue      prt_client_served, a timeout
- * ACTIVE   server != NULL and server->client == this          relay.c
+ * ACTIVE   server != NULL and server->client == this          answer.c
  * GONE     socket closed; `is_queued` until served()          end of the turn
  */
 enum prt_client_state {
@@ -281,15 +288,24 @@ struct prt_client {
     bool drops_rest : 1;    /* the streamed message it sends is not for the server */
     bool leaves : 1;        /* ends as soon as it is out of a transaction */
     bool has_ended : 1;     /* sent Terminate or FIN, but is owed answers: nothing more is read */
+    bool is_verified : 1;   /* `params` were accepted by a server: setting them cannot fail */
+    bool is_listening : 1;  /* a LISTEN of its waits for prt_client_listening() */
+    bool cannot_listen : 1; /* what came of it: the LISTEN fails */
     uint8_t doom;           /* enum prt_disconnect + 1: why it leaves, when that is known before */
     struct prt_frame frame; /* of what it sends */
+    uint32_t needs;         /* bytes of the message that must be here whole; 0: none */
     struct prt_worker *worker;
     struct prt_link link; /* worker->clients */
     struct prt_proxy_pool *pool;
     struct prt_identity *id;
-    const struct prt_params *params; /* what it has been told, and wants */
-    struct prt_server *server;       /* ACTIVE only */
-    struct prt_login_try *login;     /* until it is logged in */
+    const struct prt_params *params;   /* what it has been told, and wants */
+    const struct prt_params *startup;  /* the same as its login ended: where RESET goes */
+    const struct prt_params *journal;  /* its SETs of what servers do not report */
+    const struct prt_params *channels; /* of its LISTENs */
+    struct prt_names *names;           /* its prepared statements */
+    struct prt_buf *news;              /* notifications that wait for the end of its transaction */
+    struct prt_server *server;         /* ACTIVE only */
+    struct prt_login_try *login;       /* until it is logged in */
     struct prt_waiter w;
     struct prt_route route;
     struct prt_timer timer; /* the one limit that its state has */
@@ -333,15 +349,19 @@ struct prt_server {
     uint8_t state;             /* enum prt_server_state */
     bool is_syncing : 1;       /* injected SETs are not answered yet: the client's bytes wait */
     bool drops_rest : 1;       /* pieces of the streamed message are not for the client */
-    bool parse_unanswered : 1; /* so had an earlier batch of this lease */
-    bool batch_parses : 1;     /* the batch under way has a Parse of the unnamed statement */
-    bool was_reset : 1;        /* CLEANING: DISCARD ALL has been sent */
+    bool is_owned : 1;         /* LINKED: session mode; it stays with its client to the end */
+    bool is_sync_ahead : 1;    /* injected SETs went ahead of the client's first message */
+    bool reset_failed : 1;     /* an error since that RESET */
+    bool was_reset : 1;        /* CLEANING: what is dirty has been sent for reset */
+    bool is_abandoned : 1;     /* CLEANING: its client left without letting go of it */
+    bool forgets : 1;          /* ... and its prepared statements go with it */
     bool was_cancelled : 1;    /* CLEANING, CLOSING: a cancel request was sent */
     bool is_torn : 1;          /* a message of its client's was forwarded in part */
     bool may_free : 1;         /* CLOSING: the engine has asked for the end */
     struct prt_frame frame;    /* of what it sends */
-    uint32_t unnamed_of; /* number of the client whose unnamed statement it may have; 0: none */
-    unsigned cancels;    /* cancel requests under way: not given on until they are through */
+    uint16_t pinned;           /* PRT_STATE bits that keep it with its client */
+    uint16_t cleaning;         /* CLEANING: PRT_STATE bits that are being cleaned */
+    unsigned cancels;          /* cancel requests under way: not given on until they are through */
     struct prt_worker *worker; /* its home */
     struct prt_link link;      /* worker->servers */
     struct prt_proxy_pool *pool;
@@ -350,12 +370,20 @@ struct prt_server {
     struct prt_lease lease;
     struct prt_client *client;       /* LINKED */
     const struct prt_params *params; /* what it has reported last */
-    struct prt_timer timer;          /* CLEANING, CLOSING: until when at the most */
-    char *password;                  /* DIALING: copies for the connector */
+    /* a RESET is not answered yet: what the client means by it, and what was before */
+    const struct prt_params *reset_to, *reset_from;
+    struct prt_effects *parsed;       /* session mode: of the last Parse of a RESET */
+    const struct prt_params *startup; /* what it reported at its login: where its RESET goes */
+    struct prt_timer timer;           /* CLEANING, CLOSING: until when at the most */
+    char *password;                   /* DIALING: copies for the connector */
     char *settings;
-    struct prt_buf in;  /* an incomplete message */
-    struct prt_buf out; /* bytes that it could not take yet */
+    struct prt_buf in;    /* an incomplete message */
+    struct prt_buf out;   /* bytes that it could not take yet */
+    struct prt_buf ahead; /* SETs that go out with the client's first message */
+    struct prt_buf local; /* answers of our own that wait for the server's, to be sent together */
     struct prt_txn txn;
+    struct prt_stmts stmts;
+    struct prt_session session;
     struct prt_dial dial; /* as opened; addr and key for cancel requests */
     struct prt_err error; /* why a sync failed: told to the client */
 };
@@ -380,7 +408,11 @@ struct prt_worker {
     uint8_t *rbuf;                        /* PRT_RBUF bytes: every recv lands here first */
     struct prt_buf spare[PRT_SPARE_BUFS]; /* memory for the next client that has to wait */
     int n_spare;
+    struct prt_buf gather, piece; /* a run for a server that is not as the client sent it */
+    struct prt_buf answer;        /* what goes to a client in place of a server's message */
+    struct prt_buf joined;        /* memory for the next server's `local` */
     struct prt_link clients, servers, lingers;
+    struct prt_link hubs;   /* those that are not off: link */
     struct prt_link served; /* waiters of this lane whose wait is over: w.link */
     struct prt_link graves; /* clients to free at the end of the turn: link */
     struct prt_map identities;
@@ -420,6 +452,7 @@ struct prt_proxy {
     /* the inner lock, for what opening a connection needs: the current snapshot and pools' targets
      */
     pthread_mutex_t now_mu;
+    pthread_mutex_t hub_mu; /* innermost: each pool's list of hubs, and their users */
     /* atomic, any thread */
     _Atomic uint32_t next_client;
     _Atomic uint32_t n_clients; /* logged in or about to */
@@ -487,6 +520,10 @@ void prt_client_resume(struct prt_client *c) ON_WORKER;
 /** Send, or keep what it does not take; then its server is not read. */
 void prt_client_send(struct prt_client *c, const void *p, size_t n) ON_WORKER;
 void prt_client_send_buf(struct prt_client *c, struct prt_buf *b) ON_WORKER;
+/** No memory for its bytes: it ends. */
+void prt_client_no_memory(struct prt_client *c) ON_WORKER;
+/** Notifications that were kept while it was in a transaction. */
+void prt_client_send_news(struct prt_client *c) ON_WORKER;
 /** Watch its socket for what can be used now. */
 void prt_client_set_reading(struct prt_client *c) ON_WORKER;
 /** One line about it: who, where from, what. `text` may be NULL. */
@@ -542,10 +579,16 @@ void prt_server_abandon(struct prt_server *s, bool is_torn, bool at_once) ON_WOR
 /** Give it back to the pool; nothing is owed and no client is linked. Not to be touched afterwards.
  */
 void prt_server_release(struct prt_server *s) ON_WORKER;
+/** Its client has let go of it in good order: clean what is due, then the same. */
+void prt_server_end_lease(struct prt_server *s) ON_WORKER;
 /** It must not be used again: end the lease and close it. */
 void prt_server_break(struct prt_server *s) ON_WORKER;
 /** The process ends: what it still does for nobody is cancelled, and it is closed. */
 void prt_server_end_now(struct prt_server *s) ON_WORKER;
+/** As whom servers of the pool are logged in: the pool's own user, or a client's with the password
+ * of the users table. NULL: without a password. */
+const char *prt_server_password(const char *user, bool is_forced, const struct prt_pool_config *row,
+                                const struct prt_config *cfg) ON_ANY;
 /** CLEANING: something was answered; go on. */
 void prt_server_clean_on(struct prt_server *s) ON_WORKER;
 /** Send, or keep what it does not take; then its client is not read. */
@@ -566,30 +609,98 @@ bool prt_server_is_settled(const struct prt_server *s) ON_WORKER;
  * One connection of its own per pool and database listens for all its clients; what it hears goes
  * to each worker that has a client for that channel, and from there to the clients, in order. */
 struct prt_ears; /* the channels of one client */
-/** OK: heard from now on. PENDING: prt_client_listening() will come. Else an error in *err. */
+/** OK: it has the channel already, or has asked for it before and that answer is still to come.
+ * PENDING: prt_client_listening() will come once, unless prt_listen_del() or _end() takes the
+ * channel back before. Else an error in *err. Names are cut to 63 bytes, as PostgreSQL does. */
 PRT_MUST_CHECK poolrt_rc prt_listen_add(struct prt_client *c, struct prt_str channel,
                                         struct prt_err *err) ON_WORKER;
 /** No longer; a channel that it does not have is fine. */
 void prt_listen_del(struct prt_client *c, struct prt_str channel) ON_WORKER;
 /** Walk the client's channels: *at starts NULL; false at the end. Deleting the current one is fine.
  */
-bool prt_listen_next(const struct prt_client *c, const void **at, struct prt_str *channel) ON_WORKER;
+bool prt_listen_next(const struct prt_client *c, const void **at,
+                     struct prt_str *channel) ON_WORKER;
 /** The client leaves. */
 void prt_listen_end(struct prt_client *c) ON_WORKER;
+/** The hub's connection has something. */
+void prt_listen_event(struct prt_hub *h, const struct prt_io_event *ev) ON_WORKER;
+/** The process ends: close the connections whose home is this worker. */
+void prt_listen_end_all(struct prt_worker *w) ON_WORKER;
+/** The pool's target or login has changed: listen there. */
+void prt_listen_redial(struct prt_proxy_pool *pp) ON_ANY;
+/** The pool is gone: whoever waits is refused, the connections are closed. */
+void prt_listen_close(struct prt_proxy_pool *pp) ON_ANY;
+/** Nothing of it lives any more, or will while no client is in the pool. */
+bool prt_listen_is_over(struct prt_proxy_pool *pp) ON_ANY;
+void prt_listen_free(struct prt_proxy_pool *pp) ON_ANY;
+struct prt_listen_stats {
+    uint64_t listeners, channels; /* now: connections, channels that they listen to */
+    uint64_t notifications, gaps; /* heard; connections lost while somebody listened */
+};
+void prt_listen_stats(struct prt_proxy_pool *pp, struct prt_listen_stats *out) ON_ANY;
 /** In client.c: what was PENDING is decided; err->rc POOLRT_OK: it listens. */
 void prt_client_listening(struct prt_client *c, const struct prt_err *err) ON_WORKER;
 /** In client.c: a whole NotificationResponse for it. Sent when it holds no server, else kept until
  * its transaction is over. */
 void prt_client_notify(struct prt_client *c, const uint8_t *m, size_t n) ON_WORKER;
 
-/* ---- relay.c: bytes between the two ---- */
+/* ---- state.c: session state in the modes that share servers ---- */
+/** May a text with these effects run now? As prt_up_client.may_run; ctx: the client. */
+enum prt_may prt_state_may_run(void *ctx, const struct prt_effects *e,
+                               const struct prt_denial **why) ON_WORKER;
+/** A server has accepted what the client wants. */
+void prt_state_verified(struct prt_client *c) ON_WORKER;
+/** The lease of `c` begins: give its server its settings. */
+void prt_state_link(struct prt_server *s, struct prt_client *c) ON_WORKER;
+/** ParameterStatus of the server's. true: `out` has what the client gets in its place, perhaps
+ * nothing. */
+bool prt_state_param(struct prt_server *s, struct prt_str name, struct prt_str value, bool is_ours,
+                     struct prt_buf *out) ON_WORKER;
+/** Session mode: may this message be sent now? Not while a RESET in it needs to be alone. */
+bool prt_state_may_reset(struct prt_client *c, const struct prt_msg *m) ON_WORKER;
+/** CommandComplete of the client's. */
+void prt_state_tag(struct prt_server *s, const struct prt_msg *m) ON_WORKER;
+void prt_state_end_reset(struct prt_server *s);
+/** A request of the client's has failed. */
+void prt_state_error(struct prt_server *s) ON_WORKER;
+/** Nothing is owed and the lease goes on: settings that a RESET lost are set again before anything
+ * else runs (is_syncing). */
+void prt_state_restore(struct prt_server *s) ON_WORKER;
+/** The client's ReadyForQuery: subscriptions as they were committed. true: `out` has what the
+ * client must be told before it. */
+bool prt_state_ready(struct prt_server *s, struct prt_buf *out) ON_WORKER;
+/** Nothing is owed and no transaction open: does the lease go on because of what the client has
+ * there? Counts and shows pins. */
+bool prt_state_pins(struct prt_server *s) ON_WORKER;
+/** PRT_STATE bits to be cleaned before another client gets it. is_left: its client has left. */
+unsigned prt_state_dirt(const struct prt_server *s, bool is_left) ON_WORKER;
+/** The lease ends: what the client keeps of it. */
+void prt_state_unlink(struct prt_server *s, struct prt_client *c) ON_WORKER;
+/** Its client has left: what it had pinned is to be cleaned. */
+void prt_state_abandon(struct prt_server *s) ON_WORKER;
+/** May LISTEN be answered by the listener connection? */
+bool prt_state_fans_out(const struct prt_pool_config *row);
+
+/* ---- relay.c: client to server; answer.c: server to client ---- */
+/** A run of bytes that goes on as it lies there. */
+struct prt_run {
+    const uint8_t *p;
+    size_t from, at;
+};
+#define PRT_GATHER_MAX 16384 /* a run that is longer is not copied to save a system call */
+static inline uint32_t prt_max_packet(const struct prt_worker *w)
+{
+    return (uint32_t)w->snap->cfg->max_packet_size_bytes;
+}
 /** Bytes of a client, n of them; returns how many were used. The caller keeps the rest in c->in. */
-PRT_MUST_CHECK size_t prt_relay_up(struct prt_client *c, const uint8_t *p, size_t n) ON_WORKER;
+PRT_MUST_CHECK size_t prt_relay(struct prt_client *c, const uint8_t *p, size_t n) ON_WORKER;
 /** Bytes of a client were used, and what is left of them is kept: its lease may have waited for
  * them to end. */
-void prt_relay_up_done(struct prt_client *c) ON_WORKER;
+void prt_answer_after_relay(struct prt_client *c) ON_WORKER;
+/** Send what waits in s->local. */
+void prt_answer_send_local(struct prt_server *s) ON_WORKER;
 /** Something that held the lease up is over (a cancel request): end it if it may. */
-void prt_relay_settle(struct prt_server *s) ON_WORKER;
+void prt_answer_settle(struct prt_server *s) ON_WORKER;
 /** A server is readable. true: more lies ready in its TLS layer. */
-bool prt_relay_down(struct prt_server *s) ON_WORKER;
+bool prt_answer_read(struct prt_server *s) ON_WORKER;
 #endif

@@ -14,6 +14,7 @@
 
 #define CANCELS_MAX 4          /* requests under way for one server; more are dropped */
 #define CLOSE_LIMIT_US 5000000 /* from Terminate to the server's end of file */
+#define CLEAN_LIMIT_US 5000000 /* for what cleans a session */
 
 static int64_t cancel_limit(const struct prt_server *s)
 {
@@ -26,6 +27,7 @@ static void set_idle(struct prt_server *s)
 {
     s->state = PRT_SERVER_IDLE;
     s->was_reset = false;
+    s->is_abandoned = false;
     s->was_cancelled = false;
     s->error.rc = POOLRT_OK;
 }
@@ -50,7 +52,14 @@ static void server_free(struct prt_server *s)
     prt_buf_free(&s->out);
     if (s->params) {
         prt_params_unref(s->params);
+        prt_params_unref(s->startup);
+        prt_state_end_reset(s);
+        prt_effects_unref(s->parsed);
+        prt_stmts_fini(&s->stmts);
+        prt_session_fini(&s->session);
     }
+    prt_buf_free(&s->ahead);
+    prt_buf_free(&s->local);
     prt_target_unref(s->dial.target);
     prt_class_unref(s->cls);
     free(s);
@@ -95,6 +104,10 @@ ON_WORKER static void take_over(struct prt_server *s)
 
     s->sock = (struct prt_sock){.fd = s->dial.fd, .ssl = s->dial.ssl, .ticket = PRT_NO_TICKET};
     s->params = s->dial.params;
+    s->startup = prt_params_ref(s->params);
+    prt_txn_init(&s->txn);
+    prt_stmts_init(&s->stmts, &s->txn, 0);
+    prt_session_init(&s->session);
     if (s->sock.ssl) {
         prt_tls_adopt(s->sock.ssl);
     }
@@ -106,7 +119,6 @@ ON_WORKER static void take_over(struct prt_server *s)
         return;
     }
     prt_login_set_welcome(prt_class_user(s->slot->cls), s->params);
-    prt_txn_init(&s->txn);
     set_idle(s);
     prt_log(PRT_LOG_DEBUG, "server_opened", prt_kv_z("pool", s->pool->name),
             prt_kv_z("server", s->dial.server_addr), prt_kv_int("pid", s->dial.pid));
@@ -140,13 +152,13 @@ static void no_memory(void *owner, struct prt_mail *mail)
 }
 
 /* As whom to log in: the pool's own user, or the client's with the password of the users table. */
-static const char *password_of(const struct prt_login *login, const struct prt_pool_config *row,
-                               const struct prt_config *cfg)
+const char *prt_server_password(const char *user, bool is_forced, const struct prt_pool_config *row,
+                                const struct prt_config *cfg)
 {
-    if (login->is_forced_user) {
+    if (is_forced) {
         return row->password;
     }
-    const struct prt_user_config *u = prt_config_user(cfg, prt_str_of(login->user));
+    const struct prt_user_config *u = prt_config_user(cfg, prt_str_of(user));
     bool is_plain = u && u->secret && strncmp(u->secret, "SCRAM-SHA-256$", 14) != 0 &&
                     (strncmp(u->secret, "md5", 3) != 0 || strlen(u->secret) != 35);
     return is_plain ? u->secret : NULL;
@@ -209,7 +221,8 @@ static void op_open(void *ctx, struct prt_slot *slot)
     struct prt_snapshot *now = prt_snapshot_ref(pp->px->snap);
     (void)pthread_mutex_unlock(&pp->px->now_mu);
     const struct prt_pool_config *row = prt_config_pool(now->cfg, prt_str_of(pp->name));
-    const char *password = row ? password_of(login, row, now->cfg) : NULL;
+    const char *password =
+        row ? prt_server_password(login->user, login->is_forced_user, row, now->cfg) : NULL;
     s->password = password ? strdup(password) : NULL;
     s->dial = (struct prt_dial){
         .target = prt_pools_target(pp),
@@ -395,24 +408,6 @@ void prt_server_fence(struct prt_server *s)
 
 /* ---- lease ---- */
 
-/* What the client was told and the server has not: set before its first message, and awaited, since
- * that message must not run under wrong settings. */
-ON_WORKER static void sync_params(struct prt_server *s, struct prt_client *c)
-{
-    struct prt_buf sql = {0};
-
-    if (s->params == c->params || prt_params_diff(s->params, c->params, &sql) == 0) {
-        prt_buf_free(&sql);
-        return;
-    }
-    s->is_syncing = true;
-    struct prt_str text = {(const char *)prt_buf_data(&sql), prt_buf_len(&sql)};
-    if (sql.failed || !inject(s, text)) {
-        (void)shutdown(s->sock.fd, SHUT_RDWR);
-    }
-    prt_buf_free(&sql);
-}
-
 void prt_server_link(struct prt_server *s, struct prt_client *c)
 {
     prt_assert(s->state == PRT_SERVER_IDLE && !s->client && !c->server);
@@ -422,11 +417,13 @@ void prt_server_link(struct prt_server *s, struct prt_client *c)
     s->state = PRT_SERVER_LINKED;
     s->client = c;
     s->lease = c->w.lease;
-    s->batch_parses = false;
-    s->parse_unanswered = false;
     c->server = s;
     prt_client_set_state(c, PRT_CLIENT_ACTIVE);
-    sync_params(s, c);
+    const struct prt_pool_config *row = prt_client_row(c);
+    s->is_owned = row->mode == PRT_MODE_SESSION;
+    s->stmts.limit = (uint32_t)row->statement_cache_size;
+    prt_stmts_lease(&s->stmts);
+    prt_state_link(s, c);
 }
 
 void prt_server_release(struct prt_server *s)
@@ -437,6 +434,19 @@ void prt_server_release(struct prt_server *s)
     set_idle(s);
     (void)prt_release(s->pool->engine, s->lease, PRT_RELEASE_CLEAN, (uint16_t)s->worker->lane,
                       s->worker->now_us);
+}
+
+static void clean_timeout(struct prt_timer *t, int64_t now_us);
+
+void prt_server_end_lease(struct prt_server *s)
+{
+    if (prt_state_dirt(s, false) == 0) {
+        prt_server_release(s);
+        return;
+    }
+    s->state = PRT_SERVER_CLEANING;
+    prt_timer_set(&s->worker->wheel, &s->timer, s->worker->now_us + CLEAN_LIMIT_US, clean_timeout);
+    prt_server_clean_on(s);
 }
 
 /* ---- cancel requests to the server ---- */
@@ -463,7 +473,7 @@ static void cancelled(void *owner, struct prt_mail *mail)
     } else if (s->client) {
         prt_client_resume(s->client);
         if (s->client) {
-            prt_relay_settle(s);
+            prt_answer_settle(s);
         }
     }
 }
@@ -633,10 +643,53 @@ ON_WORKER static void undo_batch(struct prt_server *s)
     prt_server_send_buf(s, &b);
 }
 
+/* What its client left in the session: everything in session mode, else what is known to be there.
+ */
+ON_WORKER static bool reset_session(struct prt_server *s)
+{
+    struct prt_buf sql = {0};
+    bool ok;
+
+    s->was_reset = true;
+    if (s->is_owned) {
+        s->forgets = true;
+        return inject(s, PRT_STR("DISCARD ALL"));
+    }
+    prt_count(&prt_pools_lane(s->pool, s->worker->lane)->resets, 1);
+    bool forgets = false;
+    prt_session_clean_sql(s->cleaning, &sql, &forgets);
+    s->forgets = forgets;
+    ok = !sql.failed && inject(s, (struct prt_str){(const char *)prt_buf_data(&sql), sql.n});
+    prt_buf_free(&sql);
+    return ok;
+}
+
+ON_WORKER static void was_cleaned(struct prt_server *s)
+{
+    if (s->forgets) {
+        prt_stmts_forget(&s->stmts);
+    }
+    if (s->is_owned) {
+        prt_session_discarded(&s->session);
+    } else {
+        prt_session_cleaned(&s->session, s->cleaning);
+    }
+}
+
+/* Whatever is not answered with a ReadyForQuery by now was rolled back. */
+ON_WORKER static bool has_dirt(struct prt_server *s)
+{
+    if (s->was_reset || s->is_owned) {
+        return !s->was_reset;
+    }
+    prt_session_complete(&s->session, NULL, 0, PRT_STR("ROLLBACK"));
+    prt_session_ready(&s->session, 'I');
+    s->cleaning = (uint16_t)prt_state_dirt(s, s->is_abandoned);
+    return s->cleaning != 0;
+}
+
 void prt_server_clean_on(struct prt_server *s)
 {
-    bool is_session =
-        atomic_load_explicit(&s->pool->cfg, memory_order_acquire)->mode == PRT_MODE_SESSION;
     bool ok = true;
 
     if (!prt_txn_is_settled(&s->txn) || !prt_server_is_settled(s) || prt_buf_len(&s->out)) {
@@ -646,10 +699,12 @@ void prt_server_clean_on(struct prt_server *s)
         ok = inject(s, PRT_STR(""));
     } else if (s->txn.status != 'I') {
         ok = inject(s, PRT_STR("ROLLBACK"));
-    } else if (is_session && !s->was_reset) {
-        s->was_reset = true;
-        ok = inject(s, PRT_STR("DISCARD ALL"));
+    } else if (has_dirt(s)) {
+        ok = reset_session(s);
     } else {
+        if (s->was_reset) {
+            was_cleaned(s);
+        }
         prt_server_release(s);
         return;
     }
@@ -667,7 +722,13 @@ void prt_server_abandon(struct prt_server *s, bool is_torn, bool at_once)
     prt_assert(!s->client && s->state == PRT_SERVER_LINKED);
     s->state = PRT_SERVER_CLEANING;
     s->is_torn = is_torn;
-    s->is_syncing = false;
+    s->is_abandoned = true;
+    s->is_syncing = s->is_sync_ahead = false;
+    prt_state_end_reset(s);
+    prt_effects_unref(s->parsed);
+    s->parsed = NULL;
+    prt_buf_reset(&s->local);
+    prt_state_abandon(s);
     prt_server_set_reading(s);
     if (is_torn || s->txn.is_dead || s->txn.copy == PRT_COPY_BOTH || w->is_ending) {
         prt_server_break(s);
@@ -718,7 +779,7 @@ void prt_server_event(struct prt_server *s, const struct prt_io_event *ev)
         break;
     case PRT_SERVER_LINKED:
     case PRT_SERVER_CLEANING:
-        while (prt_relay_down(s) && s->state != PRT_SERVER_CLOSING) {
+        while (prt_answer_read(s) && s->state != PRT_SERVER_CLOSING) {
         }
         break;
     case PRT_SERVER_DIALING:

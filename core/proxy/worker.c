@@ -79,6 +79,7 @@ static void end_all(void *owner, struct prt_mail *mail)
     prt_assert_worker();
     w->is_ending = true;
     prt_linger_end_all(w);
+    prt_listen_end_all(w);
     for (struct prt_link *l = w->clients.next, *nl; l != &w->clients; l = nl) {
         nl = l->next;
         prt_client_fatal(prt_container_of(l, struct prt_client, link), "57P01",
@@ -113,6 +114,14 @@ void prt_worker_serve(struct prt_worker *w)
     w->in_serving = false;
 }
 
+/* Usually nobody was served but by an event that has dealt with it already. */
+ON_WORKER static inline void serve_late(struct prt_worker *w)
+{
+    if (!prt_list_empty(&w->served)) {
+        prt_worker_serve(w);
+    }
+}
+
 ON_WORKER static void dispatch(struct prt_worker *w, const struct prt_io_event *ev)
 {
     switch (ev->kind) {
@@ -125,6 +134,9 @@ ON_WORKER static void dispatch(struct prt_worker *w, const struct prt_io_event *
     case PRT_KIND_LINGER:
         prt_linger_writable(ev->obj);
         break;
+    case PRT_KIND_HUB:
+        prt_listen_event(ev->obj, ev);
+        break;
     case PRT_KIND_LISTENER:
         prt_listener_readable(w, ev->obj);
         break;
@@ -132,7 +144,7 @@ ON_WORKER static void dispatch(struct prt_worker *w, const struct prt_io_event *
         woken(w);
         break;
     }
-    prt_worker_serve(w);
+    serve_late(w);
 }
 
 static void bury(struct prt_worker *w)
@@ -292,6 +304,7 @@ poolrt_rc prt_worker_init(struct prt_worker *w, struct prt_proxy *px, unsigned l
     prt_list_init(&w->clients);
     prt_list_init(&w->servers);
     prt_list_init(&w->lingers);
+    prt_list_init(&w->hubs);
     prt_list_init(&w->served);
     prt_list_init(&w->graves);
     prt_wheel_init(&w->wheel, w->now_us);
@@ -342,5 +355,9 @@ void prt_worker_fini(struct prt_worker *w)
         prt_buf_free(&w->spare[i]);
     }
     free(w->rbuf);
+    prt_buf_free(&w->gather);
+    prt_buf_free(&w->piece);
+    prt_buf_free(&w->answer);
+    prt_buf_free(&w->joined);
     free(w->listeners);
 }

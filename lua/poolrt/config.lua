@@ -478,6 +478,28 @@ local function tenant(cx, value, path)
   return { from = from, pattern = pattern }
 end
 
+--- The rule of each kind of session state, in the order of the kinds: one word for all, or a table.
+--- Of "opaque" nobody can tell when it ends, so where nothing is said about it, it is reset.
+local function session_state(cx, value, path)
+  local out, got, where = {}, value, nil
+  local kinds = cx.host.enums.state_kind
+  if type(value) == "table" then
+    got, where = take(value, path, set_of("default", unpack(kinds)))
+  end
+  for i, kind in ipairs(kinds) do
+    local rule, place = got, path
+    if where then
+      local key = got[kind] == nil and "default" or kind
+      rule, place = got[key], where(key)
+    end
+    if rule == nil then
+      rule = kind == "opaque" and "reset" or "pin"
+    end
+    out[i] = choice(cx, "state_rule", rule, place)
+  end
+  return out
+end
+
 local function server_user(cx, got, where)
   local user = got.user and name(cx, got.user, where "user") or nil
   local password = optional_text(got.password, where "password")
@@ -500,6 +522,7 @@ local function pool(cx, key, value)
   out.user, out.password = server_user(cx, got, where)
   out.mode = choice(cx, "mode", got.mode == nil and "session" or got.mode, where "mode")
   out.tenant = tenant(cx, got.tenant, where "tenant")
+  out.session_state = session_state(cx, got.session_state, where "session_state")
   out.settings = apply(cx.pool_rows, got, where)
   fit_sizes(got, where, out.settings)
   out.policies = policies(cx, got.policies, where "policies")
@@ -541,8 +564,8 @@ end
 -- ---- the whole ----
 
 local top_tables = { "listen", "admin", "auth", "tls", "log", "policy_path", "pools" }
-local pool_tables = { "target", "dbname", "user", "password", "mode", "tenant", "policies",
-  "partitions" }
+local pool_tables = { "target", "dbname", "user", "password", "mode", "tenant", "session_state",
+  "policies", "partitions" }
 
 local function extended(list, more)
   local all = { unpack(list) }

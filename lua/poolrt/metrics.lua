@@ -22,9 +22,12 @@ end
 local COUNTERS = {
   "acquired", "released", "opened", "closed", "connect_failed", "evicted", "queued", "timed_out",
   "cancelled", "refused", "rejected", "transactions", "queries", "errors_timeout", "errors_closed",
-  "errors_other", "exhausted",
+  "errors_other", "exhausted", "statement_hits", "statement_misses", "statement_evictions",
+  "parses_saved", "resets", "notifications", "listen_gaps",
 }
-local GAUGES = { "active", "idle", "waiting", "connecting", "closing", "clients" }
+local GAUGES = {
+  "active", "idle", "waiting", "connecting", "closing", "clients", "listeners", "listen_channels",
+}
 
 local function pick(from, names)
   local t = {}
@@ -39,6 +42,7 @@ local function totals(pool)
   for _, name in ipairs { "acquire", "wait" } do
     t[name] = pick(pool[name], { "count", "sum_us", "upto" })
   end
+  t.pins = pool.pins
   t.partitions = {}
   for _, p in ipairs(pool.partitions) do
     t.partitions[p.name] = pick(p, { "acquired", "limit_violations" })
@@ -50,6 +54,7 @@ local function gauges(pool)
   local g = pick(pool, GAUGES)
   g.pools = 1
   g.max = pool.config.max_size
+  g.pinned = pool.pinned
   g.partitions = {}
   for _, p in ipairs(pool.partitions) do
     g.partitions[p.name] = pick(p, { "active", "waiting" })
@@ -160,6 +165,16 @@ local function per_partition(group, field)
   end
 end
 
+local function per_reason(group, field)
+  return function(data, put)
+    for _, row in ipairs(data.rows) do
+      for _, reason in ipairs(keys(row[group][field] or {})) do
+        put("", { row.name, reason }, row[group][field][reason])
+      end
+    end
+  end
+end
+
 local function process(field)
   return function(data, put) put("", {}, data.process[field]) end
 end
@@ -210,6 +225,18 @@ M.families = {
   poolrt_pool_rejected_total = counter "rejected",
   poolrt_pool_transactions_total = counter "transactions",
   poolrt_pool_queries_total = counter "queries",
+  poolrt_pool_listeners = gauge "listeners",
+  poolrt_pool_listen_channels = gauge "listen_channels",
+  poolrt_pool_notifications_total = counter "notifications",
+  poolrt_pool_listen_gaps_total = counter "listen_gaps",
+
+  poolrt_pool_statement_hits_total = counter "statement_hits",
+  poolrt_pool_statement_misses_total = counter "statement_misses",
+  poolrt_pool_statement_evictions_total = counter "statement_evictions",
+  poolrt_pool_parses_saved_total = counter "parses_saved",
+  poolrt_pool_pinned = per_reason("gauges", "pinned"),
+  poolrt_pool_pins_total = per_reason("totals", "pins"),
+  poolrt_pool_resets_total = counter "resets",
 
   poolrt_partition_connections = per_partition("gauges", "active"),
   poolrt_partition_waiting = per_partition("gauges", "waiting"),

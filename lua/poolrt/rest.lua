@@ -137,11 +137,11 @@ local function config_of(c)
     maintenance_interval_sec = c.maintenance_interval,
     fair_queue = c.fair_queue,
     enable_partitioning = c.enable_partitioning,
+    statement_cache_size = c.statement_cache_size,
     -- no such settings yet
     validate_on_acquire = null,
     validate_on_release = null,
     validation_timeout_sec = null,
-    statement_cache_size = null,
     leak_detection_threshold_sec = null,
   }
 end
@@ -156,6 +156,20 @@ local function reuse(pool)
   return pool.acquired > 0 and math.max(0, 1 - pool.opened / pool.acquired) or null
 end
 
+--- Prepared statements found on the server that was leased.
+local function statement_rate(pool)
+  return ratio(pool.statement_hits, pool.statement_hits + pool.statement_misses)
+end
+
+--- Kinds of session state that keep servers with their clients now.
+local function pinned_of(pool)
+  local pinned = {}
+  for reason, n in pairs(pool.pinned) do
+    pinned[reason] = n > 0 and n or nil
+  end
+  return pinned
+end
+
 local function mean_ms(h)
   return ratio(h.sum_us / 1000, h.count)
 end
@@ -167,6 +181,9 @@ end
 local function statistics(pool)
   local s = current(pool)
   s.utilization_percent = nil
+  s.pinned_connections = pinned_of(pool)
+  s.resets_total = pool.resets
+  s.parses_saved_total = pool.parses_saved
   s.connections_created_total = pool.opened
   s.connections_closed_total = pool.closed
   s.acquisitions_total = pool.acquired
@@ -181,13 +198,17 @@ local function statistics(pool)
   s.evictions_total = pool.evicted
   s.transactions_total = pool.transactions
   s.queries_total = pool.queries
+  s.listeners = pool.listeners
+  s.listen_channels = pool.listen_channels
+  s.notifications_total = pool.notifications
+  s.listen_gaps_total = pool.listen_gaps
   s.average_acquire_time_ms = mean_ms(pool.acquire)
   s.p95_acquire_time_ms = ms(pool.acquire, "p95")
   s.p99_acquire_time_ms = ms(pool.acquire, "p99")
   s.pool_utilization = pool.open / pool.config.max_size
   s.pool_efficiency = pool.active / pool.config.max_size
   s.success_rate = ratio(pool.acquired, attempts(pool))
-  s.cache_hit_rate = null
+  s.cache_hit_rate = statement_rate(pool)
   s.connection_reuse_rate = reuse(pool)
   return s
 end
@@ -322,7 +343,7 @@ local function get_stats(api, rq)
     efficiency = {
       pool_utilization = pool.open / pool.config.max_size,
       success_rate = ratio(pool.acquired, attempts(pool)),
-      cache_hit_rate = null,
+      cache_hit_rate = statement_rate(pool),
       connection_reuse_rate = reuse(pool),
       avg_connection_lifetime_sec = mean_age_us ~= null and mean_age_us / 1e6 or null,
     },

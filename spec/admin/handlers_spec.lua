@@ -58,7 +58,8 @@ describe("handlers", function()
     local zero = { count = 0, sum_us = 0, max_us = 0, p50 = 0, p75 = 0, p90 = 0, p95 = 0, p99 = 0,
                    upto = { 0, 0, 0, 0 } }
     local a = api { pool { acquired = 0, released = 0, active = 0, opened = 0, closed = 0,
-                           timed_out = 0, queries = 0, acquire = zero, wait = zero } }
+                           timed_out = 0, queries = 0, statement_hits = 0, statement_misses = 0,
+                           acquire = zero, wait = zero } }
     local s = a.data "/api/v1/pools/app/stats"
     for _, name in ipairs { "average_acquire_time_ms", "p99_acquire_time_ms",
       "max_acquire_time_ms", "connections_per_second", "queries_per_connection" } do
@@ -69,6 +70,15 @@ describe("handlers", function()
       assert.equal(null, s.efficiency[name], name)
     end
     assert.equal(null, s.wait_time_histogram.percentiles.p50)
+  end)
+
+  it("show the hit rate of statements and what is pinned", function()
+    local a = api { pool() }
+    assert.equal(0.75, a.data("/api/v1/pools/app/stats").efficiency.cache_hit_rate)
+    local s = a.data("/api/v1/pools/app").statistics
+    assert.equal(0.75, s.cache_hit_rate)
+    assert.same({ temp = 1 }, s.pinned_connections)
+    assert.equal(2, s.resets_total)
   end)
 
   it("never show a negative reuse", function()

@@ -161,6 +161,9 @@ describe("admin API", function()
       has(s, words("validation_failures_total leaks_detected_total average_acquire_time_ms "
         .. "p95_acquire_time_ms p99_acquire_time_ms success_rate cache_hit_rate "
         .. "connection_reuse_rate", "number?"))
+      has(s, words("resets_total parses_saved_total listeners listen_channels "
+        .. "notifications_total listen_gaps_total", "number"))
+      has(s, { pinned_connections = "table" })
       assert.equal(s.active_connections, s.acquisitions_total - s.releases_total)
       assert.is_true(s.pool_utilization >= 0 and s.pool_utilization <= 1)
     end)

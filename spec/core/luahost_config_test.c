@@ -163,6 +163,9 @@ TEST(the_defaults_of_a_pool_are_those_of_the_reference_list)
     CHECK_INT(p->mode, PRT_MODE_SESSION);
     CHECK_INT(p->tenant.from, PRT_TENANT_NONE);
     CHECK(!p->user && !p->password && !p->tenant.pattern);
+    for (int i = 0; i < PRT_STATE_COUNT; i++) {
+        CHECK_INT(p->session_state[i], i == PRT_STATE_OPAQUE ? PRT_STATE_RESET : PRT_STATE_PIN);
+    }
     prt_config_unref(c);
 }
 
@@ -183,6 +186,7 @@ static const char everything[] =
     "      max_lifetime = '2d', creation_throttle = 7, leak_detection_threshold = false,\n"
     "      client_idle_timeout = '1.5h', fair_queue = false,\n"
     "      tenant = { from = 'user', pattern = '*_app' },\n"
+    "      session_state = { default = 'refuse', temp = 'off', opaque = 'pin' },\n"
     "      policies = { 'route/tenant', { 'route/user', b = { 1, x = 'y\\n' }, a = 0.5 } },\n"
     "      partitions = {\n"
     "        globex = { type = 'resource_group', priority = 'critical' },\n"
@@ -267,6 +271,9 @@ TEST(pools_with_their_aliases_and_units_are_copied)
     CHECK_INT(p->client_idle_timeout_us, 5400000000LL);
     CHECK(!p->fair_queue);
     CHECK(p->enable_partitioning); /* unset, and there are partitions */
+    CHECK_INT(p->session_state[PRT_STATE_TEMP], PRT_STATE_OFF);
+    CHECK_INT(p->session_state[PRT_STATE_OPAQUE], PRT_STATE_PIN);
+    CHECK_INT(p->session_state[PRT_STATE_ROLE], PRT_STATE_REFUSE);
     CHECK_INT(p->tenant.from, PRT_TENANT_USER);
     CHECK_STR(p->tenant.pattern, "*_app");
     prt_config_unref(c);
@@ -284,7 +291,7 @@ TEST(policies_and_partitions_are_copied)
     CHECK_INT(p->n_policies, 2);
     CHECK_STR(p->policies[0].name, "route/tenant");
     CHECK_STR(p->policies[0].config, "return {}");
-    (void)snprintf(where, sizeof where, "%s:17: pools.app.policies[2]", file);
+    (void)snprintf(where, sizeof where, "%s:18: pools.app.policies[2]", file);
     CHECK_STR(p->policies[1].where, where);
     CHECK_STR(p->policies[1].config, "return {[\"a\"]=0.5,[\"b\"]={[1]=1,[\"x\"]=\"y\\n\"}}");
     CHECK_INT(p->n_partitions, 2);
@@ -537,6 +544,18 @@ TEST(wrong_values_say_what_is_allowed)
             "@:6: pools.app.user must be at most 63 bytes long, as PostgreSQL's names are");
     REFUSES(POOL_WITH("partitions = 5"), "@:6: pools.app.partitions must be a table such as "
                                          "{ acme = { max_connections = 50 } }, but is 5");
+}
+
+TEST(rules_of_session_state_are_checked)
+{
+    REFUSES(POOL_WITH("session_state = 'keep'"), "@:6: pools.app.session_state must be one of "
+                                                 "\"pin\", \"reset\", \"refuse\", \"off\", but is "
+                                                 "\"keep\"");
+    REFUSES(POOL_WITH("session_state = { temp = 'pinned' }"),
+            "@:6: pools.app.session_state.temp must be one of \"pin\", \"reset\", \"refuse\", "
+            "\"off\", but is \"pinned\"");
+    REFUSES(POOL_WITH("session_state = { tmp = 'pin' }"),
+            "@:6: pools.app.session_state.tmp is not known; did you mean temp?");
 }
 
 TEST(values_that_contradict_each_other_are_refused)

@@ -133,9 +133,6 @@ BEFORE["sasl-first"] = BEFORE.password
 
 -- ---- in the session ----
 
--- In the modes that share servers a named Parse is refused before anybody looks into it.
-local REFUSED = { ["many-parse"] = true, ["p-no-text"] = true, ["p-oids-lie"] = true }
-
 local function error_then_ready(c, codes)
   local list, why = c:until_ready()
   local e = last_error(list)
@@ -185,11 +182,7 @@ local function in_session(rt, v, step, database)
     assert.equal("G", kind)
   end
   c:send(v.data, step)
-  if database == "app" and REFUSED[v.id] then
-    error_then_ready(c, "0A000")
-  else
-    react_in_session(c, v)
-  end
+  react_in_session(c, v)
   return c
 end
 

@@ -184,19 +184,37 @@ function M.server_tls(cert, key)
   end)
 end
 
+--- A role that may create things in database app, and that PostgreSQL lets in only by password
+--- (SCRAM) and over TLS, which server_tls() has to have turned on.
+function M.strict_role(name, password)
+  M.sql(("create role %s login password '%s'"):format(name, (password:gsub("'", "''"))))
+  local hba = M.server().dir .. "/data/pg_hba.conf"
+  sys.write(hba, ("hostssl all %s 127.0.0.1/32 scram-sha-256\nhost all %s 127.0.0.1/32 reject\n")
+    :format(name, name) .. sys.read(hba))
+  M.sql "select pg_reload_conf()"
+  M.eventually(10, "no login without TLS", function()
+    local conninfo = M.direct():gsub("user=postgres", "sslmode=disable user=" .. name)
+    local out, status = sys.sh(("PGPASSWORD=%s timeout 10 psql -XAt %s -c 'select 1'"):format(
+      sys.quote(password), sys.quote(conninfo)))
+    return status ~= 0, out
+  end)
+end
+
 -- ---- poolrt ----
 
 local Rig = {}
 Rig.__index = Rig
 
---- o.pools: { name = "settings, in Lua" }; o.top: more of the configuration; o.sslmode: to the
---- server; o.env: poolrt's environment.
+local TRUST = "{ type = 'trust', users = { acme = 'x', globex = 'x', postgres = 'x' } }"
+
+--- o.pools: { name = "settings, in Lua" }; o.top: more of the configuration; o.auth: another than
+--- TRUST; o.sslmode: to the server; o.env: poolrt's environment.
 function M.start(o)
   local pg = M.server()
   local lines = {
     "return { workers = 2, max_clients = 20000, shutdown_timeout = 5,",
     "listen = { '127.0.0.1:@PORT@' }, admin = { listen = '127.0.0.1:@ADMIN_PORT@' },",
-    "auth = { type = 'trust', users = { acme = 'x', globex = 'x', postgres = 'x' } },",
+    ("auth = %s,"):format(o.auth or TRUST),
     "log = { connections = false },", o.top or "", "pools = {",
   }
   for name, settings in pairs(o.pools) do
