@@ -75,7 +75,7 @@ fuzzers := $(patsubst spec/core/%.c,$(OUT)/spec/%,$(fuzz_srcs))
 
 .DEFAULT_GOAL := all
 .PHONY: all help run test bench check asan tsan fuzz fmt install uninstall clean deps-build deps-run \
-        deps-test deps-check tests fuzzers spec
+        deps-test deps-check tests fuzzers spec drivers
 
 all: deps-build $(OUT)/poolrt ## build build/poolrt (names missing packages and stops)
 
@@ -124,6 +124,24 @@ $(clients): $(OUT)/spec/client/%: spec/client/%.c Makefile $(call objs,base) $(c
 tests: $(tests)
 fuzzers: $(fuzzers)
 
+# programs that use poolrt through drivers of other languages, with the packages that they need
+drivers := build/drivers
+drivers: $(drivers)/Jdbc.class $(drivers)/node_modules/.installed \
+         $(patsubst spec/drivers/%,$(drivers)/%,$(wildcard spec/drivers/*.mjs))
+$(drivers)/%.class: spec/drivers/%.java
+	$(say) JAVAC $@
+	@mkdir -p $(@D)
+	$(Q)javac -cp /usr/share/java/postgresql.jar -d $(@D) $<
+$(drivers)/%.mjs: spec/drivers/%.mjs
+	@mkdir -p $(@D)
+	@cp $< $@
+$(drivers)/node_modules/.installed: spec/drivers/package.json spec/drivers/package-lock.json
+	$(say) NPM $(@D)
+	@mkdir -p $(drivers) && cp $^ $(drivers)
+	$(Q)cd $(drivers) && npm ci --omit=optional --ignore-scripts --no-audit --no-fund --loglevel=error >npm.log 2>&1 || \
+	  { cat npm.log >&2; exit 1; }
+	@touch $@
+
 -include $(shell find $(OBJ) -name '*.d' 2>/dev/null)
 
 # ---- packages ----
@@ -132,6 +150,11 @@ LUAJIT_BIN := $(if $(wildcard /usr/bin/luajit),,luajit2)
 PKGS_build := gcc libc6-dev pkg-config libuv1-dev $(LUAJIT_DEV) libpq-dev libssl-dev libmicrohttpd-dev lua-cjson
 PKGS_run := $(PKGS_build) postgresql postgresql-client
 PKGS_test := $(PKGS_run) $(LUAJIT_BIN) lua-busted curl openssl
+# drivers that specs run; a node with npm and a JDK of the machine's own will do
+PKGS_drivers = python3-psycopg libpostgresql-jdbc-java $(NODE) $(JDK)
+NODE = $(shell npm --version >/dev/null 2>&1 && \
+         node -e 'process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)' 2>/dev/null || echo nodejs npm)
+JDK = $(shell javac -version 2>/dev/null | grep -Eq '^javac (1[1-9]|[2-9][0-9])' || echo default-jdk-headless)
 PKGS_check := $(PKGS_test) clang clang-tidy clang-format lua-check
 PKGS_sanitize := $(PKGS_test) clang libclang-rt-14-dev
 PKGS_bench := $(PKGS_run) $(LUAJIT_BIN) pgbouncer strace
@@ -157,11 +180,11 @@ deps-build:
 deps-run:
 	$(call install,$(PKGS_run))
 deps-test:
-	$(call install,$(PKGS_test))
+	$(call install,$(PKGS_test) $(PKGS_drivers))
 deps-check:
 	$(call install,$(PKGS_check))
 deps-sanitize:
-	$(call install,$(PKGS_sanitize))
+	$(call install,$(PKGS_sanitize) $(PKGS_drivers))
 deps-bench:
 	$(call install,$(PKGS_bench))
 
@@ -173,7 +196,7 @@ run: deps-run ## install what is missing, build, serve examples/minimal.lua on a
 test: deps-test ## install what is missing, build, run every suite, end with "N passed, N failed"
 	@$(MAKE) --no-print-directory spec VARIANT=test
 
-spec: $(OUT)/poolrt $(OUT)/libprt.so tests $(clients)
+spec: $(OUT)/poolrt $(OUT)/libprt.so tests $(clients) drivers
 	@OUT=$(OUT) sh spec/run.sh $(sort $(tests))
 
 asan: deps-sanitize ## the suites under the address and undefined-behaviour sanitizers
