@@ -41,7 +41,8 @@ end
 
 -- One run of pgload; its numbers, or an error.
 local function load(x, row, target, o)
-  local argv = targets.pgload(x, target, row.transport, { "-m", row.mode, "-c", row.clients, "-t",
+  local argv = targets.pgload(x, target, row.transport, { "-m",
+    targets.mode_of(x, target, row.mode), "-c", row.clients, "-t",
     o.secs, "-w", o.warm or WARM_UP_S, "-P", target.proc.pid })
   if o.count_calls then argv[#argv + 1] = "-s" end
   if row.mode == "big" then

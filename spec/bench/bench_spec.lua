@@ -143,6 +143,7 @@ describe("bench rows", function()
     end
     assert.are.equal(0.85, seen["pg-tcp-extended-64"].goals.cpu_ratio)
     assert.are.equal(0.72, seen["pgnull-unix-simple-256"].goals.cpu_ratio)
+    assert.are.equal(0.80, seen["pg-tcp-prepared-64"].goals.cpu_ratio)
     assert.is_nil(seen["pgnull-unix-simple-8"].goals.cpu_ratio)
   end)
 

@@ -4,6 +4,7 @@ local M = {}
 
 local CLIENTS = { 8, 64, 256 }
 local CPU_GOAL = { tcp = 0.85, unix = 0.72 } -- of PgBouncer, at 64 and 256 clients
+local PREPARED_CPU_GOAL = 0.80
 local SYSCALL_GOAL = 4.3
 local IDLE_BYTES_GOAL = 820
 local IDLE_CLIENTS = 5000
@@ -17,6 +18,12 @@ local function txn_row(backend, transport, mode, clients)
   }
 end
 
+local function prepared_row(backend, transport)
+  local row = txn_row(backend, transport, "prepared", 64)
+  row.goals.cpu_ratio = PREPARED_CPU_GOAL
+  return row
+end
+
 --- All rows, in the order in which they run: those that share backend and transport in a row.
 function M.all()
   local rows = {}
@@ -26,6 +33,7 @@ function M.all()
       for _, mode in ipairs { "simple", "extended" } do
         for _, clients in ipairs(CLIENTS) do add(txn_row(backend, transport, mode, clients)) end
       end
+      add(prepared_row(backend, transport))
       if backend == "pgnull" then add(txn_row(backend, transport, "connect", 8)) end
       add { name = ("%s-%s-big"):format(backend, transport), kind = "big", backend = backend,
         transport = transport, mode = "big", clients = 1, goals = {} }

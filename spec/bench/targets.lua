@@ -84,6 +84,17 @@ function M.cleanup(x)
   os.execute("rm -rf " .. sys.quote(x.dir))
 end
 
+--- The protocol that `where` is measured with in a row of `mode`. PgBouncer keeps prepared statements
+--- apart since 1.21; an older one is measured with its extended protocol.
+function M.mode_of(x, where, mode)
+  if mode ~= "prepared" or where.name ~= "pgbouncer" then return mode end
+  x.pgbouncer_version = x.pgbouncer_version
+    or sys.output(sys.quote(x.pgbouncer) .. " --version"):match("PgBouncer (%d+%.%d+)")
+  local major, minor = (x.pgbouncer_version or "0.0"):match("(%d+)%.(%d+)")
+  local can = tonumber(major) > 1 or tonumber(minor) >= 21
+  return can and mode or "extended"
+end
+
 local function make_dir(x, name)
   local dir = x.dir .. "/" .. name
   os.execute("rm -rf " .. sys.quote(dir))
@@ -199,6 +210,7 @@ log_connections = 0
 log_disconnections = 0
 log_stats = 0
 ignore_startup_parameters = options
+@prepared@
 ]]
 
 local POOLRT = [[
@@ -226,7 +238,9 @@ return {
 local function start_pooler(x, kind, backend, transport)
   local t = { name = kind, dir = make_dir(x, kind), port = sys.free_port() }
   local values = { host = M.host(backend, transport), backend_port = backend.port, port = t.port,
-    dir = t.dir, size = M.POOL_SIZE, root = x.root }
+    dir = t.dir, size = M.POOL_SIZE, root = x.root,
+    prepared = M.mode_of(x, { name = "pgbouncer" }, "prepared") == "prepared"
+      and "max_prepared_statements = 100" or "" }
   local function fill(template)
     return (template:gsub("@([%w_]+)@", values))
   end
