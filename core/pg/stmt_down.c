@@ -257,6 +257,9 @@ static enum prt_down_rc failed(struct down *d)
 /* ---- tags ---- */
 static bool forgets_all(struct prt_str tag)
 {
+    if (tag.n == 0 || tag.p[0] != 'D') {
+        return false;
+    }
     return prt_str_eqz(tag, "DEALLOCATE ALL") || prt_str_eqz(tag, "DISCARD ALL");
 }
 

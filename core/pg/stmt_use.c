@@ -344,7 +344,7 @@ static enum prt_up_rc describe_portal(struct prt_up *u)
     const struct prt_note *bind;
     struct prt_note *note;
 
-    if (u->bound == 0 || u->bound != n->first + n->count - 1 || u->m->len != 2) {
+    if (u->bound == 0 || n->count == 0 || u->bound != n->first + n->count - 1 || u->m->len != 2) {
         return prt_up_as_it_is(u);
     }
     bind = prt_note_at(n, u->bound);

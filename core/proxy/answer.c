@@ -204,6 +204,9 @@ ON_WORKER static void tell_statements(struct prt_server *s, const struct prt_msg
     if (m->type == 'D' || m->type == 'd' || (ev & (PRT_EV_ASYNC | PRT_EV_PARAM))) {
         return;
     }
+    if (ev == 0 && m->type != 's' && !s->txn.noted_gone) {
+        return; /* nothing was noted of what it answers */
+    }
     if (prt_stmts_server(&s->stmts, names, &s->session, m, ev, &s->worker->answer) ==
         PRT_DOWN_REPLACE) {
         s->drops_rest = true;

@@ -233,57 +233,6 @@ ON_WORKER static void let_go_of_server(struct prt_client *c, bool at_once)
     prt_server_abandon(s, prt_client_is_torn(c), at_once);
 }
 
-/* ---- notifications ---- */
-
-static void drop_news(struct prt_client *c)
-{
-    if (c->news) {
-        prt_buf_free(c->news);
-        free(c->news);
-        c->news = NULL;
-    }
-}
-
-/* As a server does: never inside a transaction, nor between the parts of an answer. */
-ON_WORKER static bool may_get_news(const struct prt_client *c)
-{
-    const struct prt_server *s = c->server;
-
-    return c->state >= PRT_CLIENT_IDLE && c->state != PRT_CLIENT_GONE &&
-           (!s || (prt_txn_may_release(&s->txn) && prt_server_is_settled(s)));
-}
-
-void prt_client_send_news(struct prt_client *c)
-{
-    if (c->news && may_get_news(c)) {
-        struct prt_buf *news = c->news;
-        c->news = NULL;
-        prt_client_send_buf(c, news);
-        free(news);
-    }
-}
-
-void prt_client_notify(struct prt_client *c, const uint8_t *m, size_t n)
-{
-    if (!c->news && may_get_news(c)) {
-        prt_client_send(c, m, n);
-        return;
-    }
-    if (!c->news) {
-        c->news = calloc(1, sizeof *c->news);
-    }
-    if (!c->news || !prt_buf_add(c->news, m, n)) {
-        prt_client_no_memory(c); /* it must not believe that it heard everything */
-    }
-}
-
-void prt_client_listening(struct prt_client *c, const struct prt_err *err)
-{
-    c->is_listening = false;
-    c->cannot_listen = err->rc != POOLRT_OK;
-    prt_client_resume(c);
-}
-
 /* Everything but the struct itself, which an event of this turn or the pool's queue may still name.
  */
 ON_WORKER static void release_all(struct prt_client *c)
@@ -313,7 +262,7 @@ ON_WORKER static void release_all(struct prt_client *c)
     }
     prt_listen_end(c);
     prt_names_free(c->names);
-    drop_news(c);
+    prt_client_drop_news(c);
     if (!lingers) {
         prt_worker_lost_client(w);
     }

@@ -8,6 +8,7 @@
  * auth.c      who may log in                           tls.c       OpenSSL on descriptors
  * pools.c     database name -> pool                    registry.c  cancel keys, numbers of clients
  * state.c     session state on shared servers          listen.c    LISTEN on shared servers
+ * news.c      notifications to a client
  * hub.c       the connection that listens for all      hear.c      what is said on it
  */
 #ifndef PRT_PROXY_H

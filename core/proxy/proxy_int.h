@@ -522,8 +522,6 @@ void prt_client_send(struct prt_client *c, const void *p, size_t n) ON_WORKER;
 void prt_client_send_buf(struct prt_client *c, struct prt_buf *b) ON_WORKER;
 /** No memory for its bytes: it ends. */
 void prt_client_no_memory(struct prt_client *c) ON_WORKER;
-/** Notifications that were kept while it was in a transaction. */
-void prt_client_send_news(struct prt_client *c) ON_WORKER;
 /** Watch its socket for what can be used now. */
 void prt_client_set_reading(struct prt_client *c) ON_WORKER;
 /** One line about it: who, where from, what. `text` may be NULL. */
@@ -638,11 +636,16 @@ struct prt_listen_stats {
     uint64_t notifications, gaps; /* heard; connections lost while somebody listened */
 };
 void prt_listen_stats(struct prt_proxy_pool *pp, struct prt_listen_stats *out) ON_ANY;
-/** In client.c: what was PENDING is decided; err->rc POOLRT_OK: it listens. */
+
+/* ---- news.c: what listen.c has for a client ---- */
+/** What was PENDING is decided; err->rc POOLRT_OK: it listens. */
 void prt_client_listening(struct prt_client *c, const struct prt_err *err) ON_WORKER;
-/** In client.c: a whole NotificationResponse for it. Sent when it holds no server, else kept until
+/** A whole NotificationResponse for it. Sent when it holds no server, else kept until
  * its transaction is over. */
 void prt_client_notify(struct prt_client *c, const uint8_t *m, size_t n) ON_WORKER;
+/** What was kept, if it may be sent now. */
+void prt_client_send_news(struct prt_client *c) ON_WORKER;
+void prt_client_drop_news(struct prt_client *c) ON_WORKER;
 
 /* ---- state.c: session state in the modes that share servers ---- */
 /** May a text with these effects run now? As prt_up_client.may_run; ctx: the client. */
