@@ -228,6 +228,9 @@ static void take(const struct prt_params **to, const struct prt_params *from)
 {
     const struct prt_params *old = *to;
 
+    if (old == from) {
+        return;
+    }
     *to = prt_params_ref(from);
     prt_params_unref(old);
 }
