@@ -1,10 +1,12 @@
 #!/bin/sh
-# Runs the C tests given as arguments, then busted, and ends with the sum: "N passed, N failed".
+# Runs the C tests given as arguments, one per processor at a time, then busted, and ends with the sum:
+# "N passed, N failed".
 # OUT: folder of the build under test. BUSTED_FLAGS: more options for busted. ONLY=c|lua: one half.
 set -u
 cd "$(dirname "$0")/.." || exit 2
-log=$(mktemp) || exit 2
-trap 'rm -f "$log"' EXIT
+dir=$(mktemp -d) || exit 2
+log=$dir/log
+trap 'rm -rf "$dir"' EXIT
 passed=0 failed=0
 
 # add NAME STATUS: reads the last "N passed, N failed" in the log; a program that died without one,
@@ -18,11 +20,17 @@ add() {
 }
 
 if [ "${ONLY:-}" != lua ]; then
+  export dir
+  # shellcheck disable=SC2016
+  printf '%s\n' "$@" | xargs -P "$(nproc)" -n 1 sh -c \
+    'name=$(basename "$1"); timeout 900 "$1" >"$dir/$name" 2>&1; echo $? >"$dir/$name.status"' run
   for t in "$@"; do
-    timeout 900 "$t" >"$log" 2>&1; status=$?
+    name=$(basename "$t")
+    log=$dir/$name status=$(cat "$dir/$name.status")
     if [ $status -eq 0 ]; then tail -n 1 "$log"; else cat "$log"; fi
-    add "$t" $status
+    add "$t" "$status"
   done
+  log=$dir/log
 fi
 
 if [ "${ONLY:-}" != c ] && [ -n "$(find spec -name '*_spec.lua' | head -n 1)" ]; then
