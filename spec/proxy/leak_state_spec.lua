@@ -137,7 +137,8 @@ end
 local function check_next(px, pool, state, rule)
   local c = px:login(pool)
   if rule == "off" and state.kind then
-    assert(one(c, "select 42") == "42")
+    local words = c:ask "select 42" -- it may hear what the one before has listened to
+    assert(words:find "T D C:SELECT 1 Z:I$", words)
   else
     local seen = one(c, state.probe)
     assert(seen == state.clean, "the next client sees " .. seen)

@@ -82,8 +82,9 @@ describe("load", function()
       assert(status == 0 and n and n > 500 and out:find "failed transactions: 0 ", out)
       done = done + n
     end
+    -- at most one is replaced each switch_bias: a slow build does less in that time
     local opened = px:pool_metric("connections_opened_total", "two")
-    assert(opened <= done / 100, ("%d connections for %d transactions"):format(opened, done))
+    assert(opened <= done / (rig.is_sanitized and 20 or 100), ("%d connections for %d transactions"):format(opened, done))
     px:assert_settled("two", 20)
   end)
 end)
