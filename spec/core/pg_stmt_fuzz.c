@@ -20,7 +20,7 @@ struct run {
 
 static enum prt_may may_run(void *ctx, const struct prt_effects *e, const struct prt_denial **why)
 {
-    static const struct prt_denial denial = {"0A000", "no", NULL};
+    static const struct prt_denial denial = {"0A000", "no", NULL, NULL};
 
     (void)ctx;
     prt_assert(e);
