@@ -335,6 +335,16 @@ void prt_stmts_forget(struct prt_stmts *s)
     }
 }
 
+void prt_stmts_lose_unnamed(struct prt_stmts *s, struct prt_names *names)
+{
+    if (names) {
+        names->un.is_mine = false;
+    }
+    if (s->notes) {
+        s->notes->unnamed_batch = 0;
+    }
+}
+
 size_t prt_stmts_count(const struct prt_stmts *s)
 {
     return s->by_id.n;

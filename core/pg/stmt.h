@@ -59,6 +59,10 @@ void prt_stmts_fini(struct prt_stmts *s);
 void prt_stmts_lease(struct prt_stmts *s);
 /** Everything it had is gone: DISCARD ALL or DEALLOCATE ALL of the pooler's own was answered. */
 void prt_stmts_forget(struct prt_stmts *s);
+/** A Query of the pooler's own goes to the server in the middle of a lease, when nothing is owed:
+ * it ends the unnamed statement there, which the client still counts on. names: its own, or NULL.
+ */
+void prt_stmts_lose_unnamed(struct prt_stmts *s, struct prt_names *names);
 size_t prt_stmts_count(const struct prt_stmts *s);
 
 /* ---- up: a message of the client's ---- */

@@ -356,6 +356,7 @@ void prt_state_restore(struct prt_server *s)
     if (s->params != s->client->params && s->txn.status != 'E' && !s->is_syncing &&
         prt_params_diff(s->params, s->client->params, &sql)) {
         sync(s, &sql, false);
+        prt_stmts_lose_unnamed(&s->stmts, s->client->names);
     }
     prt_buf_free(&sql);
 }

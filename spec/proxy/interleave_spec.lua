@@ -1,5 +1,5 @@
 -- interleave_spec.lua - two clients on the same two servers, in random turns: each must hear what
--- it would hear alone on a connection of its own. env PRT_SEED: the group of rounds to begin with;
+-- it would hear alone on a connection of its own. env PRT_SEED: the group of rounds to begin with (PRT_LONG=1: another one each time);
 -- PRT_ROUNDS: how many rounds.
 local rig = require "proxy.rig"
 local wire = require "proxy.wire"
@@ -9,7 +9,7 @@ local bit = require "bit"
 
 local ROUNDS = tonumber(os.getenv "PRT_ROUNDS") or rig.is_long and 10000 or 2000
 local LANES, ROUNDS_OF_A_CLIENT, STEPS = 8, 20, 8
-local SEED = tonumber(os.getenv "PRT_SEED") or os.time() % 1000000
+local SEED = tonumber(os.getenv "PRT_SEED") or rig.is_long and os.time() % 1000000 or 238356
 
 -- ---- chance ----
 
@@ -183,7 +183,8 @@ local function step(d, has_pins, is_session)
       out[i] = wire.query(statement(d, has_pins))
     elseif how == 5 then -- in session mode nobody reads what a Parse says before it is executed
       local sql = (is_session and one_of_several or statement)(d, has_pins)
-      out[i] = wire.parse("", sql) .. wire.bind("", "") .. wire.execute "" .. wire.sync
+      out[i] = wire.parse("", sql) .. wire.bind("", "") .. wire.execute ""
+        .. (must_be_alone(sql) and wire.close("S", "") or "") .. wire.sync
     elseif how == 6 then
       out[i] = wire.query(one_of_several(d, has_pins) .. "; " .. one_of_several(d, has_pins)
         .. (d:is_below(50) and "; " .. one_of_several(d, has_pins) or ""))
