@@ -84,7 +84,8 @@ function M.cleanup(x)
   os.execute("rm -rf " .. sys.quote(x.dir))
 end
 
---- The protocol that `where` is measured with in a row of `mode`. PgBouncer keeps prepared statements
+--- The protocol that `where` is measured with in a row of `mode`. PgBouncer keeps prepared
+-- statements
 --- apart since 1.21; an older one is measured with its extended protocol.
 function M.mode_of(x, where, mode)
   if mode ~= "prepared" or where.name ~= "pgbouncer" then return mode end

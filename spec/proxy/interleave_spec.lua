@@ -1,6 +1,6 @@
 -- interleave_spec.lua - two clients on the same two servers, in random turns: each must hear what
--- it would hear alone on a connection of its own. env PRT_SEED: the group of rounds to begin with (PRT_LONG=1: another one each time);
--- PRT_ROUNDS: how many rounds.
+-- it would hear alone on a connection of its own. env PRT_SEED: the group of rounds to begin with
+-- (PRT_LONG=1: another one each time); PRT_ROUNDS: how many rounds.
 local rig = require "proxy.rig"
 local wire = require "proxy.wire"
 local lanes = require "proxy.lanes"
@@ -110,7 +110,8 @@ local PINS = { "prepare sa as select 'sa'", "prepare sa as select 2", "execute s
   "discard temp", "set role globex", "reset role", "set session authorization globex",
   "reset session authorization", "select current_user, session_user", "select current_user",
   "select pg_advisory_lock_shared(1)", "select pg_advisory_unlock_shared(1)",
-  "set app.x = '\\'", "set work_mem = 5000", "declare h cursor with hold for values (1), (2)", "fetch h", "close h", "close all" }
+  "set app.x = '\\'", "set work_mem = 5000",
+  "declare h cursor with hold for values (1), (2)", "fetch h", "close h", "close all" }
 local DEALLOCATES = { "deallocate a", "deallocate b", "deallocate all", "DEALLOCATE PREPARE ALL" }
 
 local function statement(d, has_pins)
@@ -129,7 +130,8 @@ local function statement(d, has_pins)
   return d:one(READS)
 end
 
--- What the README says is not kept exactly: behind a RESET of a reported setting in the same text or
+-- What the README says is not kept exactly: behind a RESET of a reported setting in the same text
+-- or
 -- batch its server's own value shows; DEALLOCATE of a name has to be alone in its text.
 local REPORTED = { timezone = true, datestyle = true, intervalstyle = true, client_encoding = true,
   application_name = true, default_transaction_read_only = true }
@@ -137,8 +139,8 @@ local REPORTED = { timezone = true, datestyle = true, intervalstyle = true, clie
 local function must_be_alone(sql)
   local text = sql:lower()
   local name = text:match "^reset (%S+)" or text:match "^set (%S+) to default"
-  return REPORTED[name] or name == "all" or text == "discard all" or text:find "^deallocate .$"
-    or text:find "^set time zone [dl]"
+  return REPORTED[name] or name == "all" or text == "discard all"
+    or text:find "^deallocate .$" or text:find "^set time zone [dl]"
 end
 
 local function one_of_several(d, has_pins)
@@ -162,13 +164,15 @@ local function batch(d, has_pins)
     if what <= 3 then
       out[i] = wire.parse(name, one_of_several(d, has_pins))
     elseif what <= 5 then
-      out[i] = wire.parse(name, one_of_several(d, has_pins)) .. wire.bind("", name) .. wire.execute ""
+      out[i] = wire.parse(name, one_of_several(d, has_pins)) .. wire.bind("", name)
+        .. wire.execute ""
     elseif what <= 8 then
       out[i] = wire.bind("", name) .. (d:is_below(30) and wire.describe("P", "") or "")
         .. wire.execute("", d:up_to(3) - 1)
     else
       out[i] = d:one { wire.close("S", name), wire.close("S", name), wire.flush,
-        wire.close("P", "p"), wire.execute("p", 1), wire.bind("p", name) .. wire.execute("p", 1) }
+        wire.close("P", "p"), wire.execute("p", 1),
+        wire.bind("p", name) .. wire.execute("p", 1) }
     end
   end
   return table.concat(out) .. wire.sync
