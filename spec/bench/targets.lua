@@ -85,8 +85,7 @@ function M.cleanup(x)
 end
 
 --- The protocol that `where` is measured with in a row of `mode`. PgBouncer keeps prepared
--- statements
---- apart since 1.21; an older one is measured with its extended protocol.
+--- statements apart since 1.21; an older one is measured with its extended protocol.
 function M.mode_of(x, where, mode)
   if mode ~= "prepared" or where.name ~= "pgbouncer" then return mode end
   x.pgbouncer_version = x.pgbouncer_version

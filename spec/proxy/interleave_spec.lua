@@ -131,8 +131,7 @@ local function statement(d, has_pins)
 end
 
 -- What the README says is not kept exactly: behind a RESET of a reported setting in the same text
--- or
--- batch its server's own value shows; DEALLOCATE of a name has to be alone in its text.
+-- or batch its server's own value shows; DEALLOCATE of a name has to be alone in its text.
 local REPORTED = { timezone = true, datestyle = true, intervalstyle = true, client_encoding = true,
   application_name = true, default_transaction_read_only = true }
 
