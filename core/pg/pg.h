@@ -105,8 +105,6 @@ void prt_txn_note(struct prt_txn *t);
 PRT_MUST_CHECK bool prt_txn_push_local(struct prt_txn *t);
 /** Take the request at the head if it is one of those. */
 bool prt_txn_take_local(struct prt_txn *t);
-/** Is the request that the server is answering noted? */
-bool prt_txn_head_is_noted(const struct prt_txn *t);
 /** Is there room for `n` requests, the last of them the client's? */
 bool prt_txn_has_room(const struct prt_txn *t, unsigned n);
 /** Is a ReadyForQuery due, so that the status may be another one than t->status? */

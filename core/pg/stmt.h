@@ -114,6 +114,4 @@ enum prt_down_rc {
 enum prt_down_rc prt_stmts_server(struct prt_stmts *s, struct prt_names *names,
                                   struct prt_session *session, const struct prt_msg *m, uint32_t ev,
                                   struct prt_buf *to_client);
-/** Effects of the request that the server is answering; NULL: none. Valid until it is answered. */
-const struct prt_effects *prt_stmts_answering(const struct prt_stmts *s);
 #endif

@@ -412,11 +412,3 @@ bool prt_stmts_local(struct prt_stmts *s, struct prt_buf *to_client)
     }
     return any;
 }
-
-const struct prt_effects *prt_stmts_answering(const struct prt_stmts *s)
-{
-    if (!s->notes || !s->notes->count || !prt_txn_head_is_noted(s->txn)) {
-        return NULL;
-    }
-    return prt_note_at(s->notes, s->notes->first)->effects;
-}

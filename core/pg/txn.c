@@ -290,11 +290,6 @@ static bool has_local_in_copy(const struct prt_txn *t)
     return false;
 }
 
-bool prt_txn_head_is_noted(const struct prt_txn *t)
-{
-    return peek(t) & NOTED;
-}
-
 bool prt_txn_has_room(const struct prt_txn *t, unsigned n)
 {
     return t->count + n <= CLIENT_MAX;

@@ -343,7 +343,6 @@ enum prt_server_state {
     PRT_SERVER_CLOSING,
 };
 
-#define PRT_NO_CLIENT UINT32_MAX /* a client's number that no client has */
 struct prt_server {
     struct prt_sock sock;
     uint8_t state;             /* enum prt_server_state */

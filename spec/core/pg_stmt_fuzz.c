@@ -114,7 +114,6 @@ static size_t from_server(struct run *r, const uint8_t *p, size_t n)
     prt_assert(replaces == (prt_buf_len(&out) > 0));
     check_framed(&out, false);
     prt_buf_free(&out);
-    (void)prt_stmts_answering(&r->stmts);
     local(r);
     if (prt_txn_may_release(&r->txn) && prt_frame_is_clean(&r->up)) {
         prt_stmts_lease(&r->stmts);
