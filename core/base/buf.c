@@ -76,7 +76,8 @@ bool prt_buf_add(struct prt_buf *b, const void *p, size_t n)
     if (n == 0) {
         return !b->failed;
     }
-    room = prt_buf_room(b, n);
+    room = n <= b->cap - b->n && b->cap <= PRT_BUF_MAX && !b->failed ? b->p + b->n
+                                                                     : prt_buf_room(b, n);
     if (!room) {
         return false;
     }
@@ -94,12 +95,6 @@ void prt_buf_eat(struct prt_buf *b, size_t n)
         prt_buf_free(b);
         b->failed = failed;
     }
-}
-
-void prt_buf_reset(struct prt_buf *b)
-{
-    b->off = b->n = 0;
-    b->failed = false;
 }
 
 void prt_buf_free(struct prt_buf *b)

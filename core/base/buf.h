@@ -26,6 +26,10 @@ uint8_t *prt_buf_room(struct prt_buf *b, size_t n);
 /** n bytes at the front are done with. Frees the memory when nothing is left. */
 void prt_buf_eat(struct prt_buf *b, size_t n);
 /** Forget the data, keep the memory: for a buffer that is built again and again. */
-void prt_buf_reset(struct prt_buf *b);
+static inline void prt_buf_reset(struct prt_buf *b)
+{
+    b->off = b->n = 0;
+    b->failed = false;
+}
 void prt_buf_free(struct prt_buf *b);
 #endif

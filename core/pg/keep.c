@@ -43,9 +43,11 @@ struct prt_savepoints {
 /* ---- the two copies ---- */
 void prt_keep_assign(const struct prt_params **to, const struct prt_params *from)
 {
-    (void)prt_params_ref(from);
-    prt_params_unref(*to);
-    *to = from;
+    if (*to != from) {
+        (void)prt_params_ref(from);
+        prt_params_unref(*to);
+        *to = from;
+    }
 }
 
 void prt_keep_always(struct prt_session *s, unsigned states)

@@ -66,6 +66,7 @@ struct prt_txn {
     uint16_t q[PRT_TXN_QUEUE]; /* ring: kind, sub kind and flags of each request */
     uint16_t head, count;
     uint16_t markers; /* of count: CopyDone and CopyFail, which owe nothing */
+    uint16_t locals;  /* of count: answered by the pooler */
     uint32_t extra;   /* Syncs that a failed COPY may or may not have swallowed */
     uint8_t status;   /* I, T or E: of the last ReadyForQuery */
     uint8_t copy;     /* enum prt_copy */
@@ -103,6 +104,11 @@ void prt_txn_note(struct prt_txn *t);
 /** A request that is answered here when all before it are: part of the batch, always noted. Not
  * while the server skips or copies. false: the queue is full. */
 PRT_MUST_CHECK bool prt_txn_push_local(struct prt_txn *t);
+/** Is there any? */
+static inline bool prt_txn_has_local(const struct prt_txn *t)
+{
+    return t->locals != 0;
+}
 /** Take the request at the head if it is one of those. */
 bool prt_txn_take_local(struct prt_txn *t);
 /** Is there room for `n` requests, the last of them the client's? */
@@ -127,6 +133,11 @@ enum prt_txn_event {
 };
 /** A server's message has come (its first piece, if it streams). Returns PRT_EV_ bits. */
 uint32_t prt_txn_server(struct prt_txn *t, const struct prt_msg *m);
+
+/** The bytes of p[n], at a message boundary, that are whole messages which change nothing: rows of
+ * what the server is answering, and their description. What is not among them may be as well.
+ * Returns 0 when such messages are not for the client. */
+size_t prt_txn_rows(const struct prt_txn *t, const uint8_t *p, size_t n, uint32_t max_packet);
 
 /** Requests that are not completely answered; markers do not count. */
 static inline unsigned prt_txn_owed(const struct prt_txn *t)

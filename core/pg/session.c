@@ -237,8 +237,7 @@ static const struct {
 #undef X
 };
 
-/* The usual ones, with a number behind them; no tag of the table begins so. */
-static bool counts_rows(struct prt_str tag)
+bool prt_tag_counts_rows(struct prt_str tag)
 {
     return tag.n > 7 && (memcmp(tag.p, "SELECT ", 7) == 0 || memcmp(tag.p, "UPDATE ", 7) == 0 ||
                          memcmp(tag.p, "INSERT ", 7) == 0 || memcmp(tag.p, "DELETE ", 7) == 0);
@@ -246,7 +245,7 @@ static bool counts_rows(struct prt_str tag)
 
 static enum tag tag_of(struct prt_str text)
 {
-    unsigned i = counts_rows(text) ? TAG_OTHER : 0;
+    unsigned i = prt_tag_counts_rows(text) ? TAG_OTHER : 0;
 
     while (i < TAG_OTHER && !prt_str_eqz(text, tags[i].text)) {
         i++;

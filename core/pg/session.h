@@ -65,6 +65,8 @@ void prt_session_fini(struct prt_session *s);
  * never be followed by one: it counts as a completion with an empty tag. */
 void prt_session_complete(struct prt_session *s, const struct prt_effects *e, unsigned nth,
                           struct prt_str tag);
+/** The usual tags, with a number behind them: of a text without effects they tell nothing. */
+bool prt_tag_counts_rows(struct prt_str tag);
 /** A function may have acted although its statement failed afterwards (advisory locks stay). */
 void prt_session_failed(struct prt_session *s, const struct prt_effects *e, unsigned nth);
 /** ReadyForQuery of the client's. */

@@ -309,8 +309,8 @@ static enum prt_down_rc completed(struct down *d)
     const char *instead = note ? note->tag : NULL;
     struct prt_str tag = {(const char *)d->m->body, d->m->len - 1};
 
-    if (d->ev & PRT_EV_SWALLOW) {
-        return PRT_DOWN_PASS;
+    if (d->ev & PRT_EV_SWALLOW || (!note && !s->has_ddl && prt_tag_counts_rows(tag))) {
+        return PRT_DOWN_PASS; /* of nothing that was noted */
     }
     if (instead) {
         tag = prt_str_of(instead);
@@ -403,7 +403,7 @@ bool prt_stmts_local(struct prt_stmts *s, struct prt_buf *to_client)
 {
     bool any = false;
 
-    while (s->notes && s->notes->count && prt_txn_take_local(s->txn)) {
+    while (prt_txn_has_local(s->txn) && prt_txn_take_local(s->txn)) {
         const struct prt_note *note = prt_note_at(s->notes, s->notes->first);
         const uint8_t done[5] = {note->answer, 0, 0, 0, 4};
         (void)prt_buf_add(to_client, done, sizeof done);

@@ -60,7 +60,7 @@ static const uint16_t fits[256] = {
 
 void prt_txn_init(struct prt_txn *t)
 {
-    t->head = t->count = t->markers = 0;
+    t->head = t->count = t->markers = t->locals = 0;
     t->extra = 0;
     t->status = 'I';
     t->copy = PRT_COPY_NONE;
@@ -91,7 +91,10 @@ static inline bool push(struct prt_txn *t, uint16_t entry, unsigned max)
 
 static inline void drop(struct prt_txn *t)
 {
-    t->noted_gone += *at(t, 0) & NOTED ? 1 : 0;
+    uint16_t entry = *at(t, 0);
+
+    t->noted_gone += entry & NOTED ? 1 : 0;
+    t->locals -= (entry & KIND) == LOCAL;
     t->head = (t->head + 1) % PRT_TXN_QUEUE;
     t->count--;
 }
@@ -116,8 +119,11 @@ static inline uint16_t head(struct prt_txn *t)
 }
 
 /* The same without touching the queue, for messages that may come at any time. */
-static uint16_t peek(const struct prt_txn *t)
+static inline uint16_t peek(const struct prt_txn *t)
 {
+    if (!t->markers) {
+        return t->count ? t->q[t->head] : NONE;
+    }
     for (unsigned i = 0; i < t->count; i++) {
         if (kind_at(t, i) != MARKER) {
             return t->q[(t->head + i) % PRT_TXN_QUEUE];
@@ -143,6 +149,7 @@ static void drop_behind_head(struct prt_txn *t, unsigned n)
 
     for (unsigned i = 1; i <= n; i++) {
         t->markers -= kind_at(t, i) == MARKER;
+        t->locals -= kind_at(t, i) == LOCAL;
     }
     t->head = (uint16_t)((t->head + n) % PRT_TXN_QUEUE);
     t->count -= (uint16_t)n;
@@ -266,6 +273,7 @@ bool prt_txn_push_local(struct prt_txn *t)
     if (!push(t, LOCAL | NOTED, CLIENT_MAX)) {
         return false;
     }
+    t->locals++;
     t->is_open = true; /* the client owes a Sync, although the server heard nothing */
     return true;
 }
@@ -614,6 +622,25 @@ uint32_t prt_txn_server(struct prt_txn *t, const struct prt_msg *m)
         }
     }
     return any(t, m);
+}
+
+size_t prt_txn_rows(const struct prt_txn *t, const uint8_t *p, size_t n, uint32_t max_packet)
+{
+    uint16_t entry = t->count && !t->is_dead ? t->q[t->head] : NONE;
+    uint8_t shape = (entry & (FITS_MASK | SWALLOW)) == QUERY ? 'T' : 'D';
+    size_t at = 0;
+
+    if (shape == 'D' && (entry & (FITS_MASK | SWALLOW)) != EXECUTE) {
+        return 0;
+    }
+    while (n - at > 5 && (p[at] == 'D' || p[at] == shape)) {
+        uint32_t len = prt_get32(p + at + 1);
+        if (len < 4 || len > max_packet || len >= n - at) {
+            break;
+        }
+        at += len + 1;
+    }
+    return at;
 }
 
 /* Everything up to CopyDone is data; is what stands behind it, or the request itself, complete? */

@@ -176,7 +176,7 @@ ON_WORKER static enum step down_event(struct prt_server *s, const struct prt_msg
     if ((ev & PRT_EV_ERROR) && !is_ours) {
         prt_state_error(s);
     }
-    if ((ev & PRT_EV_TAG) && !is_ours && s->client) {
+    if ((ev & PRT_EV_TAG) && !is_ours && s->client && (s->reset_to || s->is_owned)) {
         prt_state_tag(s, m);
     }
     if ((ev & PRT_EV_COPY) && s->state == PRT_SERVER_CLEANING && s->txn.copy == PRT_COPY_IN) {
@@ -233,6 +233,9 @@ ON_WORKER static void keep_local(struct prt_server *s, struct prt_run *r)
 {
     struct prt_buf *piece = &s->worker->answer;
 
+    if (!prt_txn_has_local(&s->txn)) {
+        return;
+    }
     prt_buf_reset(piece);
     if (prt_stmts_local(&s->stmts, piece)) {
         keep_down(s, r, piece);
@@ -374,11 +377,14 @@ void prt_answer_after_relay(struct prt_client *c)
 
 ON_WORKER static bool down_bytes(struct prt_server *s, struct prt_run *r, size_t n)
 {
+    uint32_t max_packet = prt_max_packet(s->worker);
     struct prt_msg m;
 
     while (r->at < n) {
-        switch (prt_frame_next(&s->frame, PRT_BACKEND, r->p + r->at, n - r->at,
-                               prt_max_packet(s->worker), &m)) {
+        if (prt_frame_is_clean(&s->frame)) {
+            r->at += prt_txn_rows(&s->txn, r->p + r->at, n - r->at, max_packet);
+        }
+        switch (prt_frame_next(&s->frame, PRT_BACKEND, r->p + r->at, n - r->at, max_packet, &m)) {
         case PRT_FRAME_MSG:
             if (down_message(s, &m, r) == STEP_STOP) {
                 return false;

@@ -139,9 +139,12 @@ void prt_client_set_reading(struct prt_client *c)
     bool may_read =
         !owed && !c->has_ended && !is_full(c) && !(c->server && prt_buf_len(&c->server->out));
 
-    prt_io_want(&c->worker->io, &c->sock,
-                (may_read ? PRT_WANT_READ : 0) |
-                    (owed || c->sock.write_first ? PRT_WANT_WRITE : 0));
+    unsigned want = (may_read ? (unsigned)PRT_WANT_READ : 0) |
+                    (owed || c->sock.write_first ? (unsigned)PRT_WANT_WRITE : 0);
+
+    if (want != c->sock.want) {
+        prt_io_want(&c->worker->io, &c->sock, want);
+    }
 }
 
 void prt_client_send(struct prt_client *c, const void *p, size_t n)

@@ -108,6 +108,9 @@ ON_WORKER static void begin(struct prt_server *s, const struct prt_params *want)
 
 void prt_state_end_reset(struct prt_server *s)
 {
+    if (!s->reset_to) {
+        return;
+    }
     prt_params_unref(s->reset_to);
     prt_params_unref(s->reset_from);
     s->reset_to = s->reset_from = NULL;
@@ -166,7 +169,7 @@ void prt_state_tag(struct prt_server *s, const struct prt_msg *m)
     struct prt_str tag;
     bool failed = false;
 
-    if ((!s->reset_to && !s->is_owned) || !prt_msg_string(m, 0, &tag)) {
+    if (!prt_msg_string(m, 0, &tag)) {
         return;
     }
     if (s->reset_to) {
@@ -263,32 +266,33 @@ void prt_state_verified(struct prt_client *c)
     }
 }
 
-void prt_state_link(struct prt_server *s, struct prt_client *c)
+ON_WORKER static void bring_settings(struct prt_server *s, struct prt_client *c)
 {
     struct prt_buf sql = {0};
-    bool is_sure = true;
-    unsigned n = 0;
+    bool is_sure, is_journal_sure = true;
+    unsigned n = prt_params_diff(s->params, c->params, &sql);
 
-    if (s->params != c->params) {
-        n = prt_params_diff(s->params, c->params, &sql);
-        is_sure = n == 0 || c->is_verified;
-    } else {
-        prt_state_verified(c);
+    is_sure = n == 0 || c->is_verified;
+    n += prt_journal_diff(s->session.settled, c->journal, &sql, &is_journal_sure);
+    take(&s->session.settled, c->journal);
+    take(&s->session.now, c->journal);
+    if (n) {
+        sync(s, &sql, is_sure && is_journal_sure);
     }
-    if (s->session.settled != c->journal) {
-        bool is_journal_sure = true;
-        n += prt_journal_diff(s->session.settled, c->journal, &sql, &is_journal_sure);
-        is_sure &= is_journal_sure;
-        take(&s->session.settled, c->journal);
-        take(&s->session.now, c->journal);
-    }
+    prt_buf_free(&sql);
+}
+
+void prt_state_link(struct prt_server *s, struct prt_client *c)
+{
     take(&s->session.channels_settled, c->channels);
     take(&s->session.channels, c->channels);
     s->session.fans_out = prt_state_fans_out(row_of(s));
-    if (n) {
-        sync(s, &sql, is_sure);
+    if (s->params == c->params) {
+        prt_state_verified(c);
     }
-    prt_buf_free(&sql);
+    if (s->params != c->params || s->session.settled != c->journal) {
+        bring_settings(s, c);
+    }
 }
 
 ON_WORKER static void count_statements(struct prt_server *s)
