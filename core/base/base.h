@@ -13,7 +13,7 @@
 
 #define PRT_MUST_CHECK __attribute__((warn_unused_result))
 #define PRT_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
-#define PRT_COLD __attribute__((cold))
+#define PRT_COLD __attribute__((cold, noinline))
 #define PRT_UNUSED __attribute__((unused))
 #define PRT_CACHE_LINE 64
 #define PRT_NAME_MAX                                                                               \

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define MAP_MIN 8
 
@@ -32,8 +33,13 @@ static inline void sip_round(uint64_t v[4])
     v[2] = rotate(v[2], 32);
 }
 
-/* n <= 8 bytes, the first one lowest, whatever the machine's byte order */
-static inline uint64_t load(const uint8_t *p, size_t n)
+static inline uint64_t little(uint64_t x)
+{
+    return __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? x : __builtin_bswap64(x);
+}
+
+/* n < 8 bytes, the first one lowest */
+static inline uint64_t load_part(const uint8_t *p, size_t n)
 {
     uint64_t x = 0;
 
@@ -59,9 +65,11 @@ uint64_t prt_siphash(const uint64_t k[2], const void *p, size_t n)
     size_t left = n;
 
     for (; left >= 8; left -= 8, at += 8) {
-        sip_word(v, load(at, 8));
+        uint64_t word;
+        memcpy(&word, at, sizeof word);
+        sip_word(v, little(word));
     }
-    sip_word(v, (uint64_t)n << 56 | load(at, left));
+    sip_word(v, (uint64_t)n << 56 | load_part(at, left));
     v[2] ^= 0xff;
     for (int i = 0; i < 4; i++) {
         sip_round(v);
@@ -82,13 +90,16 @@ static inline struct prt_map_node **bucket_of(const struct prt_map *m, uint64_t 
 
 struct prt_map_node *prt_map_get(const struct prt_map *m, struct prt_str name)
 {
+    return m->n ? prt_map_get_hashed(m, prt_hash(name.p, name.n), name) : NULL;
+}
+
+struct prt_map_node *prt_map_get_hashed(const struct prt_map *m, uint64_t hash, struct prt_str name)
+{
     struct prt_map_node *at;
-    uint64_t hash;
 
     if (m->n == 0) {
         return NULL;
     }
-    hash = prt_hash(name.p, name.n);
     for (at = *bucket_of(m, hash); at; at = at->next) {
         if (at->hash == hash && prt_str_eq(at->key, name)) {
             return at;
@@ -126,13 +137,19 @@ static bool grow(struct prt_map *m)
 
 bool prt_map_put(struct prt_map *m, struct prt_map_node *node, struct prt_str name)
 {
-    prt_assert_dbg(!prt_map_get(m, name));
+    return prt_map_put_hashed(m, node, prt_hash(name.p, name.n), name);
+}
+
+bool prt_map_put_hashed(struct prt_map *m, struct prt_map_node *node, uint64_t hash,
+                        struct prt_str name)
+{
+    prt_assert_dbg(!prt_map_get_hashed(m, hash, name));
     /* a map that cannot grow takes longer chains; only one without buckets has to refuse */
     if (m->n >= m->buckets && !grow(m) && m->buckets == 0) {
         return false;
     }
     node->key = name;
-    node->hash = prt_hash(name.p, name.n);
+    node->hash = hash;
     chain(m, node);
     m->n++;
     return true;

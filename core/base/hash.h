@@ -23,6 +23,11 @@ struct prt_map {
 struct prt_map_node *prt_map_get(const struct prt_map *m, struct prt_str key);
 /** false: no memory, nothing happened. The key must not be in the map. */
 PRT_MUST_CHECK bool prt_map_put(struct prt_map *m, struct prt_map_node *node, struct prt_str key);
+/** The same for keys that nobody outside chooses (or hashes that are kept): the lowest bits of
+ * `hash` must differ where keys do. One map has either these or the two above. */
+struct prt_map_node *prt_map_get_hashed(const struct prt_map *m, uint64_t hash, struct prt_str key);
+PRT_MUST_CHECK bool prt_map_put_hashed(struct prt_map *m, struct prt_map_node *node, uint64_t hash,
+                                       struct prt_str key);
 void prt_map_del(struct prt_map *m, struct prt_map_node *node);
 /** Next node after `at` (NULL: the first) in no particular order; NULL at the end. */
 struct prt_map_node *prt_map_next(const struct prt_map *m, const struct prt_map_node *at);

@@ -4,26 +4,28 @@
  * refused by its five-byte header. Rows and copy data are the rest of the hot path: they pass from
  * their first byte, whatever is here of them. Everything else is held back until it is whole, or,
  * when it is long, until the part that somebody decides by is here; the caller keeps at most
- * PRT_SMALL_MAX + 4 bytes for that. Nothing is ever sized by an announced length. */
+ * PRT_SMALL_MAX + 4 bytes for that. Nothing is ever sized by an announced length. What is small and
+ * whole, nearly all there is, passes in pg.h without a call. */
 #include "pg/pg.h"
 
 #include <string.h>
 
-#define HEADER 5 /* type and length; the length counts itself: 4 */
+#define HEADER PRT_FRAME_HEADER
 
+/* how a message may arrive */
 enum shape {
-    UNKNOWN, /* no message of this side */
-    BARE,    /* exactly its length field */
-    ROW,     /* any length, passes from its first byte */
-    LONG,    /* any length; whole when small, else it passes from its first byte */
-    PARSE,   /* any length; whole when small, else from the end of its name */
-    BIND,    /* the same with two names */
-    REPORT,  /* any length; whole when small, else from the end of severity and SQLSTATE */
-    SMALL,   /* at most PRT_SMALL_MAX, whole */
+    UNKNOWN = PRT_FRAME_UNKNOWN,
+    BARE = PRT_FRAME_BARE,
+    ROW,    /* any length, passes from its first byte */
+    LONG,   /* any length; whole when small, else it passes from its first byte */
+    PARSE,  /* any length; whole when small, else from the end of its name */
+    BIND,   /* the same with two names */
+    REPORT, /* any length; whole when small, else from the end of severity and SQLSTATE */
+    SMALL,  /* at most PRT_SMALL_MAX, whole */
 };
 
 /* PostgreSQL's own limits, but for 'p': the proofs that poolrt takes are small. */
-static const uint8_t shapes[2][256] = {
+const uint8_t prt_frame_shapes[2][256] = {
     [PRT_FRONTEND] = {['d'] = ROW,
                       ['Q'] = LONG,
                       ['F'] = LONG,
@@ -98,23 +100,17 @@ static enum prt_frame_rc long_first(enum shape shape, const uint8_t *body, uint3
     }
 }
 
-static inline enum prt_frame_rc pass(struct prt_frame *f, const uint8_t *p, uint32_t len,
-                                     uint32_t have, struct prt_msg *m)
+static enum prt_frame_rc pass(struct prt_frame *f, const uint8_t *p, uint32_t len, uint32_t have,
+                              struct prt_msg *m)
 {
-    m->type = f->type = p[0];
-    m->len = len;
-    m->body = p + HEADER;
-    m->have = have;
-    m->size = HEADER + (size_t)have;
+    f->type = p[0];
     f->left = len - have;
+    *m = (struct prt_msg){p[0], len, p + HEADER, have, HEADER + (size_t)have};
     return PRT_FRAME_MSG;
 }
 
-/* What is neither a row nor small and whole. Out of line, as is `rest`, so that those two stay one
- * straight line that calls nothing. */
-static __attribute__((noinline)) enum prt_frame_rc check(struct prt_frame *f, enum shape shape,
-                                                         const uint8_t *p, uint32_t len,
-                                                         uint32_t have, struct prt_msg *m)
+static enum prt_frame_rc check(struct prt_frame *f, enum shape shape, const uint8_t *p,
+                               uint32_t len, uint32_t have, struct prt_msg *m)
 {
     enum prt_frame_rc rc = PRT_FRAME_MSG;
 
@@ -132,8 +128,7 @@ static __attribute__((noinline)) enum prt_frame_rc check(struct prt_frame *f, en
     return rc == PRT_FRAME_MSG ? pass(f, p, len, have, m) : rc;
 }
 
-static __attribute__((noinline)) enum prt_frame_rc rest(struct prt_frame *f, const uint8_t *p,
-                                                        size_t n, struct prt_msg *m)
+static enum prt_frame_rc rest(struct prt_frame *f, const uint8_t *p, size_t n, struct prt_msg *m)
 {
     uint32_t have = n < f->left ? (uint32_t)n : f->left;
 
@@ -145,8 +140,8 @@ static __attribute__((noinline)) enum prt_frame_rc rest(struct prt_frame *f, con
     return PRT_FRAME_REST;
 }
 
-enum prt_frame_rc prt_frame_next(struct prt_frame *f, enum prt_side from, const uint8_t *p,
-                                 size_t n, uint32_t max_packet, struct prt_msg *m)
+enum prt_frame_rc prt_frame_any(struct prt_frame *f, enum prt_side from, const uint8_t *p, size_t n,
+                                uint32_t max_packet, struct prt_msg *m)
 {
     uint32_t announced, len, have;
     enum shape shape;
@@ -156,7 +151,7 @@ enum prt_frame_rc prt_frame_next(struct prt_frame *f, enum prt_side from, const 
     }
     if (n < HEADER) {
         /* an unknown type needs no length to be refused */
-        return n && shapes[from][p[0]] == UNKNOWN ? PRT_FRAME_BAD : PRT_FRAME_MORE;
+        return n && prt_frame_shapes[from][p[0]] == UNKNOWN ? PRT_FRAME_BAD : PRT_FRAME_MORE;
     }
     announced = prt_get32(p + 1);
     if (announced < 4 || announced > max_packet) {
@@ -164,8 +159,8 @@ enum prt_frame_rc prt_frame_next(struct prt_frame *f, enum prt_side from, const 
     }
     len = announced - 4;
     have = n - HEADER < len ? (uint32_t)(n - HEADER) : len;
-    shape = shapes[from][p[0]];
-    if (shape == ROW || (have == len && shape > BARE && announced <= PRT_SMALL_MAX)) {
+    shape = prt_frame_shapes[from][p[0]];
+    if (shape == ROW) {
         return pass(f, p, len, have, m);
     }
     return check(f, shape, p, len, have, m);

@@ -48,8 +48,36 @@ enum prt_frame_rc {
  * Rows, copy data and other long bodies stream from their first byte. max_packet: longest announced
  * length that is let through. Every length is compared as `n > remaining` in 32 bits; nothing is
  * allocated. */
-enum prt_frame_rc prt_frame_next(struct prt_frame *f, enum prt_side from, const uint8_t *p,
-                                 size_t n, uint32_t max_packet, struct prt_msg *m);
+static inline enum prt_frame_rc prt_frame_next(struct prt_frame *f, enum prt_side from,
+                                               const uint8_t *p, size_t n, uint32_t max_packet,
+                                               struct prt_msg *m);
+#define PRT_FRAME_HEADER 5 /* type and length; the length counts itself: 4 */
+/** For each side and type how a message may arrive: frame.c; these two, or something above. */
+enum { PRT_FRAME_UNKNOWN, PRT_FRAME_BARE }; /* no message of this side; exactly its length field */
+extern const uint8_t prt_frame_shapes[2][256];
+/** The same as prt_frame_next() without its short cut. */
+enum prt_frame_rc prt_frame_any(struct prt_frame *f, enum prt_side from, const uint8_t *p, size_t n,
+                                uint32_t max_packet, struct prt_msg *m);
+static inline enum prt_frame_rc prt_frame_next(struct prt_frame *f, enum prt_side from,
+                                               const uint8_t *p, size_t n, uint32_t max_packet,
+                                               struct prt_msg *m)
+{
+    uint32_t announced = f->left == 0 && n >= PRT_FRAME_HEADER ? prt_get32(p + 1) : 0;
+    uint8_t shape;
+
+    if (announced < 4 || announced >= n || announced > PRT_SMALL_MAX || announced > max_packet) {
+        return prt_frame_any(f, from, p, n, max_packet, m);
+    }
+    shape = prt_frame_shapes[from][p[0]];
+    if (shape == PRT_FRAME_UNKNOWN || (shape == PRT_FRAME_BARE && announced != 4)) {
+        return PRT_FRAME_BAD;
+    }
+    f->type = m->type = p[0];
+    m->len = m->have = announced - 4;
+    m->body = p + PRT_FRAME_HEADER;
+    m->size = 1 + (size_t)announced;
+    return PRT_FRAME_MSG;
+}
 /** At a message boundary: nothing half forwarded. */
 static inline bool prt_frame_is_clean(const struct prt_frame *f)
 {
@@ -138,6 +166,11 @@ uint32_t prt_txn_server(struct prt_txn *t, const struct prt_msg *m);
  * what the server is answering, and their description. What is not among them may be as well.
  * Returns 0 when such messages are not for the client. */
 size_t prt_txn_rows(const struct prt_txn *t, const uint8_t *p, size_t n, uint32_t max_packet);
+/** Can a message of that type be one? */
+static inline bool prt_txn_may_be_row(uint8_t type)
+{
+    return type == 'D' || type == 'T';
+}
 
 /** Requests that are not completely answered; markers do not count. */
 static inline unsigned prt_txn_owed(const struct prt_txn *t)

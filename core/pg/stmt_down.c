@@ -231,7 +231,7 @@ static enum prt_down_rc tell(struct down *d, const struct prt_note *note)
     return PRT_DOWN_PASS;
 }
 
-static enum prt_down_rc failed(struct down *d)
+PRT_COLD static enum prt_down_rc failed(struct down *d)
 {
     struct prt_stmts *s = d->s;
     struct prt_note *note = answered(s);
@@ -302,16 +302,12 @@ static void put_tag(struct prt_buf *b, const char *tag)
     (void)prt_buf_add(b, tag, n);
 }
 
-static enum prt_down_rc completed(struct down *d)
+static enum prt_down_rc completed(struct down *d, struct prt_str tag)
 {
     struct prt_stmts *s = d->s;
     struct prt_note *note = answered(s);
     const char *instead = note ? note->tag : NULL;
-    struct prt_str tag = {(const char *)d->m->body, d->m->len - 1};
 
-    if (d->ev & PRT_EV_SWALLOW || (!note && !s->has_ddl && prt_tag_counts_rows(tag))) {
-        return PRT_DOWN_PASS; /* of nothing that was noted */
-    }
     if (instead) {
         tag = prt_str_of(instead);
     }
@@ -335,15 +331,13 @@ static enum prt_down_rc completed(struct down *d)
     return PRT_DOWN_REPLACE;
 }
 
-static void ready(struct down *d)
+static void ready(struct prt_stmts *s, struct prt_session *session, uint32_t ev)
 {
-    struct prt_stmts *s = d->s;
-
     if (s->txn->noted_gone) {
         finish(s);
     }
-    if (d->session && !(d->ev & PRT_EV_SWALLOW)) {
-        prt_session_ready(d->session, s->txn->status);
+    if (session && !(ev & PRT_EV_SWALLOW)) {
+        prt_session_ready(session, s->txn->status);
     }
     if (s->has_ddl && s->txn->status == 'I') { /* committed */
         prt_stmt_schema_changed();
@@ -355,29 +349,40 @@ static void ready(struct down *d)
 }
 
 /* What answers that carry nothing else settle. */
-static void answer(struct down *d)
+static void answer(struct prt_stmts *s, struct prt_session *session, const struct prt_msg *m)
 {
-    struct prt_stmts *s = d->s;
     struct prt_note *note = answered(s);
 
-    if (d->m->type == 's' && d->session) { /* it may never come to a tag, but what it did is done */
-        prt_session_complete(d->session, note ? note->effects : NULL, 0, PRT_STR(""));
+    if (m->type == 's' && session) { /* it may never come to a tag, but what it did is done */
+        prt_session_complete(session, note ? note->effects : NULL, 0, PRT_STR(""));
     }
     if (!s->txn->noted_gone) {
         return;
     }
-    if (note && note->does & PRT_NOTE_SHAPE && (d->m->type == 'T' || d->m->type == 'n')) {
-        told_shape(s, note, d->m);
+    if (note && note->does & PRT_NOTE_SHAPE && (m->type == 'T' || m->type == 'n')) {
+        told_shape(s, note, m);
     }
     finish(s);
+}
+
+static enum prt_down_rc outcome(struct down *d)
+{
+    struct prt_str tag = {(const char *)d->m->body, d->m->len - 1};
+
+    if (d->ev & PRT_EV_ERROR) {
+        return failed(d);
+    }
+    if (d->ev & PRT_EV_SWALLOW ||
+        (!d->s->txn->was_noted && !d->s->has_ddl && prt_tag_counts_rows(tag))) {
+        return PRT_DOWN_PASS; /* of nothing that was noted */
+    }
+    return completed(d, tag);
 }
 
 enum prt_down_rc prt_stmts_server(struct prt_stmts *s, struct prt_names *names,
                                   struct prt_session *session, const struct prt_msg *m, uint32_t ev,
                                   struct prt_buf *to_client)
 {
-    struct down d = {s, session, m, ev, to_client};
-
     if (m->type == 'D' || ev & (PRT_EV_VIOLATION | PRT_EV_FATAL | PRT_EV_ASYNC | PRT_EV_PARAM) ||
         s->txn->is_dead) {
         return PRT_DOWN_PASS; /* nothing was answered, or nothing matters any more */
@@ -385,16 +390,13 @@ enum prt_down_rc prt_stmts_server(struct prt_stmts *s, struct prt_names *names,
     if (s->notes) {
         s->notes->names = names;
     }
-    if (ev & PRT_EV_ERROR) {
-        return failed(&d);
-    }
-    if (ev & PRT_EV_TAG) {
-        return completed(&d);
+    if (ev & (PRT_EV_ERROR | PRT_EV_TAG)) {
+        return outcome(&(struct down){s, session, m, ev, to_client});
     }
     if (ev & PRT_EV_READY) {
-        ready(&d);
+        ready(s, session, ev);
     } else {
-        answer(&d);
+        answer(s, session, m);
     }
     return PRT_DOWN_PASS;
 }

@@ -66,6 +66,7 @@ struct prt_unnamed {
 };
 struct prt_names {
     struct prt_map by_name;
+    struct prt_name *last; /* found last: most ask for the same again; NULL: gone */
     size_t count, bytes; /* of those that are taken */
     uint64_t seq;        /* one number for each request that makes or forgets something */
     struct prt_unnamed un;
@@ -75,7 +76,7 @@ struct prt_names {
 };
 struct prt_names *prt_names_new(void);
 /** NULL: not there, not even as one that is being changed. */
-struct prt_name *prt_name_find(const struct prt_names *n, struct prt_str name);
+struct prt_name *prt_name_find(struct prt_names *n, struct prt_str name);
 /** Made when needed; NULL: no memory. */
 struct prt_name *prt_name_make(struct prt_names *n, struct prt_str name);
 void prt_name_set(struct prt_names *n, struct prt_name *name,

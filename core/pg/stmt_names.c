@@ -54,11 +54,21 @@ static struct prt_str cut(struct prt_str name)
     return name.n > PRT_NAME_MAX ? (struct prt_str){name.p, PRT_NAME_MAX} : name;
 }
 
-struct prt_name *prt_name_find(const struct prt_names *n, struct prt_str name)
+struct prt_name *prt_name_find(struct prt_names *n, struct prt_str name)
 {
-    struct prt_map_node *at = n ? prt_map_get(&n->by_name, cut(name)) : NULL;
+    struct prt_map_node *at;
 
-    return at ? prt_container_of(at, struct prt_name, node) : NULL;
+    if (!n || n->by_name.n == 0) {
+        return NULL;
+    }
+    if (n->last && prt_str_eq(n->last->node.key, name)) {
+        return n->last;
+    }
+    at = prt_map_get(&n->by_name, cut(name));
+    if (at) {
+        n->last = prt_container_of(at, struct prt_name, node);
+    }
+    return at ? n->last : NULL;
 }
 
 struct prt_name *prt_name_make(struct prt_names *n, struct prt_str text)
@@ -85,6 +95,7 @@ static void gone_if_unused(struct prt_names *n, struct prt_name *name)
 {
     if (name->refs == 0 && !name->now.stmt) {
         prt_map_del(&n->by_name, &name->node);
+        n->last = n->last == name ? NULL : n->last;
         free(name);
     }
 }

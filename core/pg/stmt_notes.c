@@ -240,7 +240,8 @@ static struct prt_str id_key(const uint64_t *id)
 
 struct prt_have *prt_have_find(const struct prt_stmts *s, uint64_t id)
 {
-    struct prt_map_node *at = prt_map_get(&s->by_id, id_key(&id));
+    /* ids are counted here, so they are their own hash */
+    struct prt_map_node *at = prt_map_get_hashed(&s->by_id, id, id_key(&id));
 
     return at ? prt_container_of(at, struct prt_have, node) : NULL;
 }
@@ -253,7 +254,7 @@ struct prt_have *prt_have_new(struct prt_stmts *s, struct prt_stmt *st)
         return NULL;
     }
     h->id = st->id;
-    if (!prt_map_put(&s->by_id, &h->node, id_key(&h->id))) {
+    if (!prt_map_put_hashed(&s->by_id, &h->node, h->id, id_key(&h->id))) {
         free(h);
         return NULL;
     }

@@ -336,7 +336,7 @@ static unsigned syncs_behind_head(const struct prt_txn *t)
 }
 
 /* The request of a COPY is complete. false: the server claims more than it can have read. */
-static bool copy_done(struct prt_txn *t)
+PRT_COLD static bool copy_done(struct prt_txn *t)
 {
     if (t->copy == PRT_COPY_IN) {
         unsigned n = syncs_behind_head(t);
@@ -370,7 +370,7 @@ static unsigned copy_failed(struct prt_txn *t)
 
 static uint32_t complete(struct prt_txn *t, uint8_t type, uint16_t entry)
 {
-    if (!copy_done(t)) {
+    if (t->copy != PRT_COPY_NONE && !copy_done(t)) {
         return PRT_EV_VIOLATION;
     }
     if ((entry & KIND) == EXECUTE) {
@@ -385,7 +385,7 @@ static uint32_t complete(struct prt_txn *t, uint8_t type, uint16_t entry)
     return swallowed(entry) | (type == 'C' ? PRT_EV_TAG : 0);
 }
 
-static uint32_t copy_begins(struct prt_txn *t, uint8_t type, uint16_t entry)
+PRT_COLD static uint32_t copy_begins(struct prt_txn *t, uint8_t type, uint16_t entry)
 {
     if (t->copy != PRT_COPY_NONE) {
         return PRT_EV_VIOLATION;
@@ -470,7 +470,7 @@ static bool is_param_whole(const struct prt_msg *m)
     return end == m->body + m->len - 1;
 }
 
-static uint32_t at_any_time(const struct prt_txn *t, const struct prt_msg *m)
+PRT_COLD static uint32_t at_any_time(const struct prt_txn *t, const struct prt_msg *m)
 {
     switch (m->type) {
     case 'N':
@@ -509,7 +509,7 @@ static bool skip_batch(struct prt_txn *t, bool unsure)
     return true;
 }
 
-static uint32_t error(struct prt_txn *t, const struct prt_msg *m)
+PRT_COLD static uint32_t error(struct prt_txn *t, const struct prt_msg *m)
 {
     uint16_t entry;
     uint32_t ev = PRT_EV_ERROR;
@@ -570,7 +570,7 @@ static uint32_t ready(struct prt_txn *t, const struct prt_msg *m)
 }
 
 /* CopyData and CopyDone of the server. */
-static uint32_t copy_data(struct prt_txn *t, uint8_t type)
+static __attribute__((noinline)) uint32_t copy_data(struct prt_txn *t, uint8_t type)
 {
     if (t->copy < PRT_COPY_OUT) {
         return PRT_EV_VIOLATION;

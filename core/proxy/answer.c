@@ -201,12 +201,6 @@ ON_WORKER static void tell_statements(struct prt_server *s, const struct prt_msg
 {
     struct prt_names *names = s->client ? s->client->names : NULL;
 
-    if (m->type == 'D' || m->type == 'd' || (ev & (PRT_EV_ASYNC | PRT_EV_PARAM))) {
-        return;
-    }
-    if (ev == 0 && m->type != 's' && !s->txn.noted_gone) {
-        return; /* nothing was noted of what it answers */
-    }
     if (prt_stmts_server(&s->stmts, names, &s->session, m, ev, &s->worker->answer) ==
         PRT_DOWN_REPLACE) {
         s->drops_rest = true;
@@ -233,20 +227,17 @@ ON_WORKER static void keep_local(struct prt_server *s, struct prt_run *r)
 {
     struct prt_buf *piece = &s->worker->answer;
 
-    if (!prt_txn_has_local(&s->txn)) {
-        return;
-    }
     prt_buf_reset(piece);
     if (prt_stmts_local(&s->stmts, piece)) {
         keep_down(s, r, piece);
     }
 }
 
-ON_WORKER static enum step down_message(struct prt_server *s, const struct prt_msg *m,
-                                        struct prt_run *r)
+/* A message that is more than bytes to pass on. */
+ON_WORKER static enum step look_at(struct prt_server *s, const struct prt_msg *m, uint32_t ev,
+                                   struct prt_run *r)
 {
     struct prt_buf *piece = &s->worker->answer;
-    uint32_t ev = prt_txn_server(&s->txn, m);
 
     if (ev & PRT_EV_VIOLATION) {
         violation(s, r);
@@ -254,7 +245,7 @@ ON_WORKER static enum step down_message(struct prt_server *s, const struct prt_m
     }
     s->drops_rest = ev & PRT_EV_SWALLOW;
     prt_buf_reset(piece);
-    if (!s->is_owned) {
+    if (!s->is_owned && !(ev & (PRT_EV_ASYNC | PRT_EV_PARAM))) {
         tell_statements(s, m, ev);
     }
     if (ev && down_event(s, m, ev, r) == STEP_STOP) {
@@ -264,8 +255,21 @@ ON_WORKER static enum step down_message(struct prt_server *s, const struct prt_m
         keep_down(s, r, piece);
         r->from += m->size;
     }
+    return STEP_NEXT;
+}
+
+ON_WORKER static enum step down_message(struct prt_server *s, const struct prt_msg *m,
+                                        struct prt_run *r)
+{
+    uint32_t ev = prt_txn_server(&s->txn, m);
+
+    s->drops_rest = false;
+    /* else nothing was noted of what it answers */
+    if ((ev || s->txn.noted_gone || m->type == 's') && look_at(s, m, ev, r) == STEP_STOP) {
+        return STEP_STOP;
+    }
     r->at += m->size;
-    if (!s->is_owned) {
+    if (prt_txn_has_local(&s->txn)) {
         keep_local(s, r);
     }
     return STEP_NEXT;
@@ -381,7 +385,7 @@ ON_WORKER static bool down_bytes(struct prt_server *s, struct prt_run *r, size_t
     struct prt_msg m;
 
     while (r->at < n) {
-        if (prt_frame_is_clean(&s->frame)) {
+        if (prt_frame_is_clean(&s->frame) && prt_txn_may_be_row(r->p[r->at])) {
             r->at += prt_txn_rows(&s->txn, r->p + r->at, n - r->at, max_packet);
         }
         switch (prt_frame_next(&s->frame, PRT_BACKEND, r->p + r->at, n - r->at, max_packet, &m)) {

@@ -347,7 +347,6 @@ struct prt_server {
     struct prt_sock sock;
     uint8_t state;             /* enum prt_server_state */
     bool is_syncing : 1;       /* injected SETs are not answered yet: the client's bytes wait */
-    bool drops_rest : 1;       /* pieces of the streamed message are not for the client */
     bool is_owned : 1;         /* LINKED: session mode; it stays with its client to the end */
     bool is_sync_ahead : 1;    /* injected SETs went ahead of the client's first message */
     bool reset_failed : 1;     /* an error since that RESET */
@@ -357,6 +356,7 @@ struct prt_server {
     bool was_cancelled : 1;    /* CLEANING, CLOSING: a cancel request was sent */
     bool is_torn : 1;          /* a message of its client's was forwarded in part */
     bool may_free : 1;         /* CLOSING: the engine has asked for the end */
+    bool drops_rest;           /* what it sends now is not for the client, with all its pieces */
     struct prt_frame frame;    /* of what it sends */
     uint16_t pinned;           /* PRT_STATE bits that keep it with its client */
     uint16_t cleaning;         /* CLEANING: PRT_STATE bits that are being cleaned */

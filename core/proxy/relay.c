@@ -175,26 +175,19 @@ ON_WORKER static enum step no_memory(struct prt_client *c, struct prt_run *r)
 
 /* The server is shared: statements are renamed, prepared where they are missing, and whatever
  * changes the session is looked at. */
-ON_WORKER static enum step up_shared(struct prt_client *c, const struct prt_msg *m,
-                                     struct prt_frame before, struct prt_run *r)
+ON_WORKER static enum step up_shared(struct prt_client *c, const struct prt_up_client *up,
+                                     const struct prt_msg *m, struct prt_frame before,
+                                     struct prt_run *r)
 {
     struct prt_worker *w = c->worker;
     struct prt_server *s = c->server;
-    const struct prt_up_client up = {
-        .names = &c->names,
-        .number = c->number,
-        .params = c->params,
-        .fans_out = s->session.fans_out,
-        .may_run = prt_state_may_run,
-        .ctx = c,
-    };
-    size_t skip = 0;
+    size_t skip;
 
     if (waits_for_reset(s, m)) {
         return wait_for_answers(c, before, r);
     }
     prt_buf_reset(&w->piece);
-    enum prt_up_rc rc = prt_stmts_client(&s->stmts, &up, m, &w->piece, &skip);
+    enum prt_up_rc rc = prt_stmts_client(&s->stmts, up, m, &w->piece, &skip);
     if (prt_buf_len(&w->piece) || w->piece.failed || skip) {
         splice(w, r, skip);
         w->gather.failed |= w->piece.failed;
@@ -202,7 +195,9 @@ ON_WORKER static enum step up_shared(struct prt_client *c, const struct prt_msg 
     c->needs = rc == PRT_UP_MORE && m->type == 'P' ? m->len + 5 : 0;
     switch (rc) {
     case PRT_UP_SEND:
-        c->drops_rest = skip == m->size;
+        if (m->have < m->len) {
+            c->drops_rest = skip == m->size;
+        }
         r->at += m->size;
         return STEP_NEXT;
     case PRT_UP_WAIT:
@@ -253,6 +248,15 @@ static bool is_held(const struct prt_server *s)
 ON_WORKER static size_t up_leased(struct prt_client *c, const uint8_t *p, size_t n)
 {
     struct prt_server *s = c->server;
+    const struct prt_up_client up = {
+        .names = &c->names,
+        .number = c->number,
+        .params = c->params,
+        .fans_out = s->session.fans_out,
+        .may_run = prt_state_may_run,
+        .ctx = c,
+    };
+    uint32_t max_packet = prt_max_packet(c->worker);
     struct prt_run r = {.p = p};
     struct prt_msg m;
 
@@ -263,11 +267,11 @@ ON_WORKER static size_t up_leased(struct prt_client *c, const uint8_t *p, size_t
     put_ahead(c->worker, s);
     while (r.at < n) {
         struct prt_frame before = c->frame;
-        enum prt_frame_rc rc = prt_frame_next(&c->frame, PRT_FRONTEND, p + r.at, n - r.at,
-                                              prt_max_packet(c->worker), &m);
+        enum prt_frame_rc rc =
+            prt_frame_next(&c->frame, PRT_FRONTEND, p + r.at, n - r.at, max_packet, &m);
         if (rc == PRT_FRAME_MSG) {
             enum step step =
-                s->is_owned ? up_session(c, &m, before, &r) : up_shared(c, &m, before, &r);
+                s->is_owned ? up_session(c, &m, before, &r) : up_shared(c, &up, &m, before, &r);
             if (step == STEP_STOP) {
                 answer_here(c);
                 return r.at;
