@@ -20,6 +20,7 @@ enum prt_close_why {
     PRT_CLOSE_SHRINK, /* max_size lowered */
     PRT_CLOSE_FLUSH,  /* flush, drain, target changed */
     PRT_CLOSE_BROKEN, /* the lessee said so: error, failed reset, protocol doubt */
+    PRT_CLOSE_KILL,   /* an administrator ended it while it was idle */
 };
 const char *prt_close_why_name(enum prt_close_why why);
 

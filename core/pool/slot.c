@@ -20,7 +20,7 @@ const char *prt_slot_state_name(enum prt_slot_state st)
 
 const char *prt_close_why_name(enum prt_close_why why)
 {
-    static const char *const name[] = {"idle", "age", "evict", "shrink", "flush", "broken"};
+    static const char *const name[] = {"idle", "age", "evict", "shrink", "flush", "broken", "kill"};
     return (unsigned)why < sizeof name / sizeof *name ? name[why] : "unknown";
 }
 

@@ -176,8 +176,12 @@ ON_WORKER static enum step down_event(struct prt_server *s, const struct prt_msg
     if ((ev & PRT_EV_ERROR) && !is_ours) {
         prt_state_error(s);
     }
-    if ((ev & PRT_EV_TAG) && !is_ours && s->client && (s->reset_to || s->is_owned)) {
-        prt_state_tag(s, m);
+    if (ev & PRT_EV_TAG) {
+        if (s->client && !is_ours && (s->reset_to || s->is_owned)) {
+            prt_state_tag(s, m);
+        } else if (!s->client && s->killer) {
+            prt_kill_tag(s, m);
+        }
     }
     if ((ev & PRT_EV_COPY) && s->state == PRT_SERVER_CLEANING && s->txn.copy == PRT_COPY_IN) {
         prt_server_fail_copy(s);

@@ -61,8 +61,8 @@ void prt_client_new(struct prt_worker *w, int fd, const struct prt_peer *peer)
     c->sock = sock;
     c->worker = w;
     c->peer = *peer;
-    /* relaxed: only its being different matters; 0 is nobody */
-    c->number = atomic_fetch_add_explicit(&w->px->next_client, 1, memory_order_relaxed) + 1;
+    c->number = prt_next_number(w->px);
+    c->since_s = (uint32_t)(w->now_us / 1000000);
     atomic_fetch_add_explicit(&w->px->n_clients, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&w->n_clients, 1, memory_order_relaxed);
     prt_list_push(&w->clients, &c->link);
@@ -117,7 +117,8 @@ void prt_client_no_memory(struct prt_client *c)
     if (prt_buf_len(&c->out) == 0 && (!c->server || prt_frame_is_clean(&c->server->frame))) {
         (void)prt_sock_send(&c->sock, m, sizeof m);
     }
-    prt_log_limited(&limit, PRT_LOG_ERROR, "out_of_memory", prt_kv_int("client", c->number),
+    prt_log_limited(&limit, PRT_LOG_ERROR, "out_of_memory",
+                    prt_kv_int("client", (int64_t)c->number),
                     prt_kv_z("hint", "give poolrt more memory, or lower max_clients"));
     c->doom = PRT_GONE_NO_MEMORY + 1;
     (void)shutdown(c->sock.fd, SHUT_RDWR);
@@ -217,7 +218,7 @@ void prt_client_log(const struct prt_client *c, enum prt_log_level level, const 
     const struct prt_identity *id = c->id;
     char from[PRT_PEER_TEXT];
 
-    prt_log(level, event, prt_kv_int("client", c->number),
+    prt_log(level, event, prt_kv_int("client", (int64_t)c->number),
             prt_kv_str("from", prt_peer_text(&c->peer, from)),
             prt_kv_str("user", id ? id->user : prt_str_of(l ? l->user : NULL)),
             prt_kv_str("database", id ? id->database : prt_str_of(l ? l->database : NULL)),
@@ -246,7 +247,7 @@ ON_WORKER static void release_all(struct prt_client *c)
 
     prt_timer_clear(&c->timer);
     prt_sock_close(&w->io, &c->sock);
-    prt_list_del(&c->link);
+    prt_worker_unlist(w, &c->link);
     if (c->is_listed) {
         prt_registry_del(&w->px->registry, &c->cancel);
     }
@@ -310,12 +311,13 @@ void prt_client_leave(struct prt_client *c, enum prt_disconnect why)
     leave(c, why, false);
 }
 
-void prt_client_fatal(struct prt_client *c, const char *sqlstate, const char *text,
-                      const char *hint, enum prt_disconnect why)
+/* In the middle of a row, say, it would be taken for a part of that. */
+ON_WORKER static void say_fatal(struct prt_client *c, const char *sqlstate, const char *text,
+                                const char *hint)
 {
     struct prt_buf b = {0};
 
-    if (c->state == PRT_CLIENT_GONE) {
+    if (c->server && !prt_frame_is_clean(&c->server->frame)) {
         return;
     }
     prt_put_error(&b, "FATAL", sqlstate, prt_str_of(text), NULL, hint);
@@ -323,7 +325,22 @@ void prt_client_fatal(struct prt_client *c, const char *sqlstate, const char *te
         prt_client_send(c, prt_buf_data(&b), prt_buf_len(&b));
     }
     prt_buf_free(&b);
-    leave(c, why, false);
+}
+
+void prt_client_fatal(struct prt_client *c, const char *sqlstate, const char *text,
+                      const char *hint, enum prt_disconnect why)
+{
+    if (c->state != PRT_CLIENT_GONE) {
+        say_fatal(c, sqlstate, text, hint);
+        leave(c, why, false);
+    }
+}
+
+void prt_client_kill(struct prt_client *c, bool at_once)
+{
+    c->doom = 0; /* whatever it was about to leave for */
+    say_fatal(c, "57P01", "terminating connection due to administrator command", NULL);
+    leave(c, PRT_GONE_KILLED, at_once);
 }
 
 ON_WORKER static void leave_orderly(struct prt_client *c)

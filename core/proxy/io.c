@@ -6,6 +6,8 @@
 #include "proxy/proxy_int.h"
 
 #include <errno.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -185,4 +187,24 @@ void prt_sock_close(struct prt_io *io, struct prt_sock *s)
     s->ssl = NULL;
     (void)close(s->fd);
     s->fd = -1;
+}
+
+/* Counted by the kernel anyway, so the data path need not. What was sent again is not counted
+ * twice.
+ */
+void prt_sock_count(const struct prt_sock *s, struct prt_sock_counts *out)
+{
+    struct tcp_info t = {0};
+    socklen_t n = sizeof t;
+
+    *out = (struct prt_sock_counts){-1, -1, -1};
+    if (s->fd < 0 || getsockopt(s->fd, IPPROTO_TCP, TCP_INFO, &t, &n) != 0 ||
+        n < offsetof(struct tcp_info, tcpi_bytes_retrans) + sizeof t.tcpi_bytes_retrans) {
+        return;
+    }
+    uint32_t quiet_ms = t.tcpi_last_data_sent < t.tcpi_last_data_recv ? t.tcpi_last_data_sent
+                                                                      : t.tcpi_last_data_recv;
+    out->sent = (int64_t)(t.tcpi_bytes_sent - t.tcpi_bytes_retrans);
+    out->received = (int64_t)t.tcpi_bytes_received;
+    out->quiet_us = (int64_t)quiet_ms * 1000;
 }

@@ -250,7 +250,7 @@ ON_WORKER static void fail_sub(struct sub *s, const struct prt_err *err)
     struct prt_client *c = s->client;
     struct prt_err own = *err;
 
-    prt_log_limited(&limit, PRT_LOG_WARN, "listen_failed", prt_kv_int("client", c->number),
+    prt_log_limited(&limit, PRT_LOG_WARN, "listen_failed", prt_kv_int("client", (int64_t)c->number),
                     prt_kv_z("pool", c->pool->name), prt_kv_z("channel", s->branch->name),
                     prt_kv_z("error", err->text));
     sub_free(s);

@@ -7,6 +7,7 @@
  * linger.c    last bytes of who has left
  * auth.c      who may log in                           tls.c       OpenSSL on descriptors
  * pools.c     database name -> pool                    registry.c  cancel keys, numbers of clients
+ * visit.c     who is there, one by one                 kill.c      ended by an administrator
  * state.c     session state on shared servers          listen.c    LISTEN on shared servers
  * news.c      notifications to a client
  * hub.c       the connection that listens for all      hear.c      what is said on it
@@ -14,8 +15,11 @@
 #ifndef PRT_PROXY_H
 #define PRT_PROXY_H
 #include "base/base.h"
+#include "base/buf.h"
 #include "base/config.h"
 #include "base/hist.h"
+#include "base/mailbox.h"
+#include "base/wheel.h"
 #include "link/link.h"
 #include "pool/pool.h"
 
@@ -76,6 +80,7 @@ void prt_proxy_wake(struct prt_proxy *px, unsigned lane) ON_ANY;
     X(IDLE_TIMEOUT, "idle_timeout")       /* client_idle_timeout */                                \
     X(NO_MEMORY, "no_memory")             /* a buffer could not be had */                          \
     X(POOL_CLOSED, "pool_closed")         /* its pool or user left the configuration */            \
+    X(KILLED, "killed")                   /* by an administrator, over REST */                     \
     X(SHUTDOWN, "shutdown")
 enum prt_disconnect {
 #define X(id, name) PRT_GONE_##id,
@@ -125,4 +130,100 @@ struct prt_proxy_pool_info {
 void prt_proxy_each_pool(struct prt_proxy *px,
                          void (*f)(void *arg, const struct prt_proxy_pool_info *),
                          void *arg) ON_CONTROL;
+
+/* ---- one by one ----
+ * A *session* is a client that has logged in, or waits for a server to do so. A *connection* is a
+ * server connection, or a request that waits for one. Both are numbered by one counter, which never
+ * gives a number again: so an old id never names somebody else. */
+#define PRT_ROW_STATES(X)                                                                          \
+    X(ACTIVE, "active") /* at work; of a connection: leased */                                     \
+    X(IDLE, "idle")                                                                                \
+    X(IDLE_IN_TRANSACTION, "idle_in_transaction") /* of sessions only */                           \
+    X(WAITING, "waiting")                         /* in the queue */                               \
+    X(CLOSING, "closing")                         /* of connections only: the end was sent */
+enum prt_row_state {
+#define X(id, name) PRT_ROW_##id,
+    PRT_ROW_STATES(X)
+#undef X
+        PRT_ROW_STATE_COUNT
+};
+/** What a row has in words; absent ones are empty. */
+#define PRT_ROW_TEXTS(X)                                                                           \
+    X(POOL, "pool")                                                                                \
+    X(USER, "user") /* of a connection: as whom it is logged in at the server */                   \
+    X(DATABASE, "database")                                                                        \
+    X(APPLICATION, "application")                                                                  \
+    X(CLIENT, "client") /* address and port; without a client: empty */                            \
+    X(SERVER, "server")                                                                            \
+    X(TIMEZONE, "timezone")                                                                        \
+    X(DATESTYLE, "datestyle")
+enum prt_row_text {
+#define X(id, name) PRT_ROW_##id,
+    PRT_ROW_TEXTS(X)
+#undef X
+        PRT_ROW_TEXT_COUNT
+};
+/** What the kernel has counted for a TCP socket; -1: not known (another kind of socket). */
+struct prt_sock_counts {
+    int64_t sent, received; /* bytes, with what TLS adds */
+    int64_t quiet_us;       /* since the last of them */
+};
+struct prt_row {
+    uint64_t number;
+    uint64_t other;      /* of a session: its connection; of a connection: its session; 0: none */
+    uint8_t state;       /* enum prt_row_state */
+    bool is_request;     /* no connection yet, but a request that waits for one */
+    bool in_transaction; /* a block is open, or part of a batch without its Sync was sent */
+    uint16_t pinned;     /* PRT_STATE bits that keep the server with its client */
+    int position;        /* in the queue, 0 = next; -1: not in it */
+    uint32_t pid;        /* of the server's process; 0: none */
+    int64_t age_us;
+    int64_t request_us; /* how long ago it asked for the server that it has, or waits for; -1 */
+    struct prt_sock_counts io;
+    struct {
+        uint32_t at, n;
+    } text[PRT_ROW_TEXT_COUNT]; /* in the visit's text */
+};
+
+/** Goes from worker to worker, looks at a few hundred clients or connections of each in a turn, and
+ *  takes what it was sent for: a page of rows, or the end of one. */
+struct prt_visit {
+    /* filled by the caller */
+    bool wants_sessions; /* else connections */
+    unsigned states;     /* bits of enum prt_row_state; 0: all */
+    uint64_t number;     /* the only one; 0: all */
+    char pool[PRT_NAME_MAX + 6],
+        user[256];        /* empty: all; `pool_` before a pool's name is allowed */
+    uint32_t skip, want;  /* matches that are passed over; most rows (rows has room for them) */
+    struct prt_row *rows; /* the caller's */
+    bool kills;           /* the one of `number`: its row is taken before that */
+    bool force;           /* even in a transaction */
+    /** Once, on some worker's thread or the caller's: all is known, and the visit the caller's. */
+    void (*done)(struct prt_visit *v);
+    /* the answer */
+    uint32_t n_rows;
+    uint64_t matches;
+    struct prt_buf text; /* the caller frees it; `failed`: no memory */
+    enum {
+        PRT_KILL_NOT_FOUND,
+        PRT_KILL_DONE,
+        PRT_KILL_IN_TRANSACTION, /* and not forced: nothing happened */
+        PRT_KILL_BUSY,           /* a connection that is being closed: nothing happened */
+    } verdict;
+    bool was_in_transaction;
+    /* UNKNOWN: an answer of the server that would tell is missing */
+    enum { PRT_ROLLED_BACK_NO, PRT_ROLLED_BACK_YES, PRT_ROLLED_BACK_UNKNOWN } rolled_back;
+    /* ---- the workers' ---- */
+    struct prt_mail mail;
+    struct prt_link link; /* worker->visits */
+    struct prt_proxy *px;
+    unsigned hop;           /* workers seen so far */
+    struct prt_timer timer; /* how long the end of a transaction is awaited */
+    struct prt_server *server;
+    bool undoes;     /* a ROLLBACK of ours was needed */
+    bool has_ended;  /* COMMIT or PREPARE TRANSACTION was answered */
+    bool was_undone; /* ROLLBACK was answered */
+    bool was_open;   /* a batch without its Sync: the ROLLBACK was sent behind it */
+};
+void prt_proxy_visit(struct prt_proxy *px, struct prt_visit *v) ON_CONTROL;
 #endif

@@ -80,6 +80,7 @@ bool prt_io_event(struct prt_io *io, int i, struct prt_io_event *ev);
 /** Bytes, or a PRT_IO_ code of tls.h. */
 ssize_t prt_sock_recv(struct prt_sock *s, void *p, size_t n) ON_WORKER;
 ssize_t prt_sock_send(struct prt_sock *s, const void *p, size_t n) ON_WORKER;
+void prt_sock_count(const struct prt_sock *s, struct prt_sock_counts *out);
 /** Leave the set, end TLS, close. */
 void prt_sock_close(struct prt_io *io, struct prt_sock *s) ON_WORKER;
 
@@ -313,11 +314,12 @@ struct prt_client {
     struct prt_buf out;     /* bytes that it could not take yet */
     struct prt_ears *ears;  /* what it listens to; NULL: nothing */
     struct prt_registry_entry cancel;
-    uint32_t number; /* of the client, in the log and for policies */
+    uint64_t number; /* of the client, in the log and for policies */
     struct prt_peer peer;
+    uint32_t since_s;   /* when it was accepted: seconds of the monotonic clock */
     int64_t request_us; /* when its request came; idle: since when */
 };
-static_assert(sizeof(struct prt_client) <= 384, "a client is meant to be small");
+static_assert(sizeof(struct prt_client) <= 392, "a client is meant to be small");
 
 /* ---- server ----
  *
@@ -356,13 +358,16 @@ struct prt_server {
     bool was_cancelled : 1;    /* CLEANING, CLOSING: a cancel request was sent */
     bool is_torn : 1;          /* a message of its client's was forwarded in part */
     bool may_free : 1;         /* CLOSING: the engine has asked for the end */
+    bool is_killed : 1;        /* it is closed as soon as it is in no transaction */
     bool drops_rest;           /* what it sends now is not for the client, with all its pieces */
     struct prt_frame frame;    /* of what it sends */
     uint16_t pinned;           /* PRT_STATE bits that keep it with its client */
     uint16_t cleaning;         /* CLEANING: PRT_STATE bits that are being cleaned */
     unsigned cancels;          /* cancel requests under way: not given on until they are through */
+    uint64_t number;           /* among clients and servers */
+    struct prt_visit *killer;  /* whoever waits to hear how its transaction ended */
     struct prt_worker *worker; /* its home */
-    struct prt_link link;      /* worker->servers */
+    struct prt_link link;      /* worker->servers, once it is connected */
     struct prt_proxy_pool *pool;
     struct prt_slot *slot;
     struct prt_class *cls; /* counted: it must outlive the release, when the slot is another's */
@@ -411,9 +416,13 @@ struct prt_worker {
     struct prt_buf answer;        /* what goes to a client in place of a server's message */
     struct prt_buf joined;        /* memory for the next server's `local` */
     struct prt_link clients, servers, lingers;
-    struct prt_link hubs;   /* those that are not off: link */
-    struct prt_link served; /* waiters of this lane whose wait is over: w.link */
-    struct prt_link graves; /* clients to free at the end of the turn: link */
+    struct prt_link hubs;      /* those that are not off: link */
+    struct prt_link served;    /* waiters of this lane whose wait is over: w.link */
+    struct prt_link graves;    /* clients to free at the end of the turn: link */
+    struct prt_link visits;    /* visit.c: the first one is at work, the others wait for it */
+    struct prt_link *visit_at; /* ... at this client or server; NULL: nobody visits */
+    bool visits_clients;       /* `visit_at` is among the clients, else among the servers */
+    struct prt_timer visit_timer;
     struct prt_map identities;
     bool in_serving;               /* worker_serve runs: nested calls return */
     bool is_draining;              /* clients leave at the end of their transaction */
@@ -453,11 +462,11 @@ struct prt_proxy {
     pthread_mutex_t now_mu;
     pthread_mutex_t hub_mu; /* innermost: each pool's list of hubs, and their users */
     /* atomic, any thread */
-    _Atomic uint32_t next_client;
-    _Atomic uint32_t n_clients; /* logged in or about to */
-    unsigned n_started;         /* control: workers that run */
-    bool is_draining;           /* control */
-    int64_t last_hour_us;       /* control: sampling of open connections */
+    _Atomic uint64_t next_number; /* of a client or server */
+    _Atomic uint32_t n_clients;   /* logged in or about to */
+    unsigned n_started;           /* control: workers that run */
+    bool is_draining;             /* control */
+    int64_t last_hour_us;         /* control: sampling of open connections */
 };
 PRT_MUST_CHECK poolrt_rc prt_worker_init(struct prt_worker *w, struct prt_proxy *px, unsigned lane,
                                          struct prt_err *err);
@@ -471,8 +480,38 @@ struct prt_identity *prt_worker_identity(struct prt_worker *w, struct prt_class 
                                          struct prt_str tenant) ON_WORKER;
 void prt_identity_unref(struct prt_worker *w, struct prt_identity *id) ON_WORKER;
 
+/** A client or server leaves the worker's list, where a visit may stand. */
+static inline void prt_worker_unlist(struct prt_worker *w, struct prt_link *l)
+{
+    if (w->visit_at == l) {
+        w->visit_at = l->next;
+    }
+    prt_list_del(l);
+}
+static inline uint64_t prt_next_number(struct prt_proxy *px)
+{
+    /* relaxed: only its being different matters; 0 is nobody */
+    return atomic_fetch_add_explicit(&px->next_number, 1, memory_order_relaxed) + 1;
+}
 /** One connection less in the numbers that max_clients and the balancing look at. */
 void prt_worker_lost_client(struct prt_worker *w) ON_WORKER;
+
+/* ---- visit.c ---- */
+void prt_visit_continue(struct prt_timer *t, int64_t now_us);
+
+/* ---- kill.c ----
+ * An administrator ends a client, or a server connection and the client that it serves. What runs
+ * is cancelled, a transaction is rolled back, and the server goes the way of all that clients leave
+ * behind; the one who asked is told what became of the transaction. */
+/** true: v's answer is complete. false: v->done() comes later. */
+PRT_MUST_CHECK bool prt_kill_client(struct prt_client *c, struct prt_visit *v) ON_WORKER;
+PRT_MUST_CHECK bool prt_kill_server(struct prt_server *s, struct prt_visit *v) ON_WORKER;
+/** Would something be lost? */
+bool prt_kill_loses(const struct prt_server *s);
+/** CLEANING: a statement, of the client that was killed or of ours, has succeeded. */
+void prt_kill_tag(struct prt_server *s, const struct prt_msg *m) ON_WORKER;
+/** CLEANING: all is answered, with txn.status; or the connection ends before that. */
+void prt_kill_settled(struct prt_server *s, bool is_broken) ON_WORKER;
 
 /* ---- linger.c ---- */
 struct prt_linger;
@@ -509,9 +548,12 @@ void prt_client_leave(struct prt_client *c, enum prt_disconnect why) ON_WORKER;
 /** It will send nothing more (Terminate, FIN). What it has asked for completely is still answered,
  * as PostgreSQL would; then it leaves, at the latest after abandoned_grace. */
 void prt_client_quit(struct prt_client *c, enum prt_disconnect why) ON_WORKER;
-/** FATAL to the client, then leave. `hint` may be NULL. */
+/** FATAL to the client, unless it is in the middle of another message, then leave. `hint` may be
+ * NULL. */
 void prt_client_fatal(struct prt_client *c, const char *sqlstate, const char *text,
                       const char *hint, enum prt_disconnect why) ON_WORKER;
+/** An administrator ends it. at_once: without the grace for what runs. */
+void prt_client_kill(struct prt_client *c, bool at_once) ON_WORKER;
 /** An exchange is over or has moved on, and the lease goes on: what waits in c->in, or the end. */
 void prt_client_go_on(struct prt_client *c) ON_WORKER;
 /** Use bytes that wait in c->in, if it can go on. */

@@ -250,7 +250,7 @@ ON_WORKER static size_t up_leased(struct prt_client *c, const uint8_t *p, size_t
     struct prt_server *s = c->server;
     const struct prt_up_client up = {
         .names = &c->names,
-        .number = c->number,
+        .number = (uint32_t)c->number,
         .params = c->params,
         .fans_out = s->session.fans_out,
         .may_run = prt_state_may_run,

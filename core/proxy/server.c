@@ -47,7 +47,7 @@ static void server_free(struct prt_server *s)
 {
     forget_dial(s);
     prt_timer_clear(&s->timer);
-    prt_list_del(&s->link);
+    prt_worker_unlist(s->worker, &s->link);
     prt_buf_free(&s->in);
     prt_buf_free(&s->out);
     if (s->params) {
@@ -119,6 +119,7 @@ ON_WORKER static void take_over(struct prt_server *s)
         return;
     }
     prt_login_set_welcome(prt_class_user(s->slot->cls), s->params);
+    prt_list_push(&w->servers, &s->link);
     set_idle(s);
     prt_log(PRT_LOG_DEBUG, "server_opened", prt_kv_z("pool", s->pool->name),
             prt_kv_z("server", s->dial.server_addr), prt_kv_int("pid", s->dial.pid));
@@ -177,6 +178,7 @@ static struct prt_server *server_new(struct prt_proxy_pool *pp, struct prt_slot 
     s->pool = pp;
     s->slot = slot;
     s->cls = prt_class_ref(slot->cls);
+    s->number = prt_next_number(pp->px);
     s->worker = w;
     prt_list_init(&s->link);
     return s;
@@ -296,7 +298,7 @@ static void move_out(void *owner, struct prt_mail *mail)
     prt_assert_worker();
     prt_assert(s->worker == w && s->state == PRT_SERVER_IDLE && !prt_buf_len(&s->in));
     prt_io_del(&w->io, &s->sock);
-    prt_list_del(&s->link);
+    prt_worker_unlist(w, &s->link);
     s->worker = to;
     prt_slot_rehome(s->slot, (uint16_t)to->lane);
     waiter->mail.deliver = move_in;
@@ -590,6 +592,9 @@ void prt_server_break(struct prt_server *s)
     prt_assert(!s->client);
     prt_assert(s->state == PRT_SERVER_LINKED || s->state == PRT_SERVER_CLEANING);
     prt_timer_clear(&s->timer);
+    if (s->killer) {
+        prt_kill_settled(s, true);
+    }
     s->state = PRT_SERVER_CLOSING;
     (void)prt_release(s->pool->engine, s->lease, PRT_RELEASE_CLOSE, (uint16_t)s->worker->lane,
                       s->worker->now_us);
@@ -695,10 +700,15 @@ void prt_server_clean_on(struct prt_server *s)
     if (!prt_txn_is_settled(&s->txn) || !prt_server_is_settled(s) || prt_buf_len(&s->out)) {
         return;
     }
+    if (s->killer && !prt_txn_wants_fence(&s->txn)) {
+        prt_kill_settled(s, false);
+    }
     if (prt_txn_wants_fence(&s->txn)) {
         ok = inject(s, PRT_STR(""));
     } else if (s->txn.status != 'I') {
         ok = inject(s, PRT_STR("ROLLBACK"));
+    } else if (s->is_killed) {
+        ok = false;
     } else if (has_dirt(s)) {
         ok = reset_session(s);
     } else {

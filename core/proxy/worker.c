@@ -307,6 +307,7 @@ poolrt_rc prt_worker_init(struct prt_worker *w, struct prt_proxy *px, unsigned l
     prt_list_init(&w->hubs);
     prt_list_init(&w->served);
     prt_list_init(&w->graves);
+    prt_list_init(&w->visits);
     prt_wheel_init(&w->wheel, w->now_us);
     prt_mailbox_init(&w->mail, w, wake);
     w->snap_mail.deliver = take_snapshot;
