@@ -76,10 +76,12 @@ bool prt_sockaddr_is_loopback(const struct sockaddr *sa) ON_ANY;
 
 /* ---- bind.c ---- */
 struct prt_bind;
+#define PRT_BIND_PEER 64
 struct prt_bind_request {
     struct prt_str method, target;
     bool is_admin, is_loopback; /* is_loopback: the peer */
     struct prt_refusal refused; /* status 0: to be served */
+    char peer[PRT_BIND_PEER];   /* its address, for the log */
 };
 struct prt_bind_header {
     const char *name, *value;
@@ -93,19 +95,41 @@ struct prt_bind_reply {
     int n_headers;
     struct prt_bind_header headers[PRT_BIND_HEADERS];
 };
-/** Borrows deps' objects and `access` until prt_bind_free(). */
+/** What a handler that waits for the workers needs of its surroundings. */
+struct prt_bind_ops {
+    void *ctx;
+    void (*wake)(void *ctx);               /* any thread: have prt_bind_collect() called soon */
+    void (*ready)(void *ctx, void *owner); /* control: prt_bind_go_on() can answer now */
+};
+/** Borrows deps' objects, `access` and *ops until prt_bind_free(). */
 PRT_MUST_CHECK poolrt_rc prt_bind_new(struct prt_bind **out, const struct prt_admin_deps *deps,
                                       const struct prt_access *access,
+                                      const struct prt_bind_ops *ops,
                                       struct prt_err *err) ON_CONTROL;
+/** No worker runs any more, if any ever did. */
 void prt_bind_free(struct prt_bind *b) ON_CONTROL;
-/** Always answers: a handler that fails is logged and gives 500 "internal". */
-void prt_bind_handle(struct prt_bind *b, const struct prt_bind_request *rq,
-                     struct prt_bind_reply *reply) ON_CONTROL;
+/** A request whose handler waits for the workers. */
+struct prt_bind_call;
+/** NULL: *reply is the answer; a handler that fails is logged and gives 500 "internal". Else the
+ *  handler waits: ops->ready() will name `owner`. */
+PRT_MUST_CHECK struct prt_bind_call *prt_bind_handle(struct prt_bind *b,
+                                                     const struct prt_bind_request *rq,
+                                                     struct prt_bind_reply *reply,
+                                                     void *owner) ON_CONTROL;
+/** After ready(): the rest of the handler, and its answer. Takes the call. */
+void prt_bind_go_on(struct prt_bind_call *call, struct prt_bind_reply *reply) ON_CONTROL;
+/** Nobody wants the answer any more. Takes the call. */
+void prt_bind_drop(struct prt_bind_call *call) ON_CONTROL;
+/** Name those that are ready, or have waited for too long. false: nobody waits. */
+bool prt_bind_collect(struct prt_bind *b, int64_t now_us) ON_CONTROL;
+/** The process ends: all that wait get what there is. */
+void prt_bind_hurry(struct prt_bind *b) ON_CONTROL;
 /** Note the counters, for rates over the last minute. */
 void prt_bind_tick(struct prt_bind *b) ON_CONTROL;
 
 /* ---- gate.c ---- */
 struct prt_gate;
+struct MHD_Connection;
 
 /* one connection, from accept to close
  *
@@ -132,7 +156,9 @@ struct prt_gate_conn {
     size_t drained; /* REFUSED: bytes read and thrown away */
     char *bytes;    /* SERVED: the head, owned; holds the token */
     size_t n_bytes;
-    struct prt_http_head head; /* SERVED: points into bytes */
+    struct prt_http_head head;  /* SERVED: points into bytes */
+    struct prt_bind_call *call; /* SERVED: its handler waits for the workers */
+    struct MHD_Connection *mhd; /* ... and it is suspended */
 };
 
 struct prt_gate_ops {

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #define TICK_MS 10000
+#define LATE_MS 500 /* how often it is looked who has waited for too long */
 #define BACKLOG 128
 /* per connection: the head again, libmicrohttpd's list of its fields, the answer's head */
 #define MHD_MEMORY (96u * 1024)
@@ -30,6 +31,10 @@ struct prt_admin {
     uv_poll_t poll;   /* libmicrohttpd's epoll descriptor */
     uv_timer_t again; /* when it wants to run without an event */
     uv_timer_t tick;
+    uv_async_t wake; /* a worker has answered */
+    uv_timer_t late; /* runs while somebody waits for one */
+    struct prt_bind_ops ops;
+    bool has_wake;
     unsigned handles; /* not yet closed by the loop */
 };
 
@@ -70,6 +75,45 @@ static void on_tick(uv_timer_t *t)
     prt_bind_tick(a->bind);
 }
 
+/* ---- requests that wait for the workers: suspended, so that the loop serves others ---- */
+
+static void collect(struct prt_admin *a)
+{
+    prt_assert_control();
+    if (!prt_bind_collect(a->bind, prt_now_us())) {
+        (void)uv_timer_stop(&a->late);
+    }
+    run(a);
+}
+
+static void on_wake(uv_async_t *h)
+{
+    collect(h->data);
+}
+
+static void on_late(uv_timer_t *t)
+{
+    collect(t->data);
+}
+
+static void wake(void *ctx)
+{
+    (void)uv_async_send(&((struct prt_admin *)ctx)->wake);
+}
+
+static void ready(void *ctx, void *owner)
+{
+    MHD_resume_connection(((struct prt_gate_conn *)owner)->mhd);
+}
+
+static void wait_for_workers(struct prt_admin *a, struct MHD_Connection *mc,
+                             struct prt_gate_conn *c)
+{
+    c->mhd = mc;
+    MHD_suspend_connection(mc);
+    (void)uv_timer_start(&a->late, on_late, LATE_MS, LATE_MS);
+}
+
 /* ---- answers ---- */
 
 static enum MHD_Result send_reply(struct MHD_Connection *mc, const struct prt_bind_reply *r)
@@ -95,8 +139,28 @@ static enum MHD_Result send_reply(struct MHD_Connection *mc, const struct prt_bi
     return ok;
 }
 
+static void say_peer(const struct prt_gate_conn *c, char *to, size_t cap)
+{
+    if (getnameinfo((const struct sockaddr *)&c->peer, c->peer_len, to, (socklen_t)cap, NULL, 0,
+                    NI_NUMERICHOST) != 0) {
+        to[0] = '\0';
+    }
+}
+
+/* What the workers have said is there, or they do not answer. */
+static enum MHD_Result answer_late(struct MHD_Connection *mc, struct prt_gate_conn *c)
+{
+    struct prt_bind_call *call = c->call;
+    struct prt_bind_reply reply;
+
+    prt_assert_control();
+    c->call = NULL;
+    prt_bind_go_on(call, &reply);
+    return send_reply(mc, &reply);
+}
+
 static enum MHD_Result answer(struct prt_admin *a, struct MHD_Connection *mc,
-                              const struct prt_gate_conn *c)
+                              struct prt_gate_conn *c)
 {
     const struct sockaddr *peer = (const struct sockaddr *)&c->peer;
     struct prt_bind_request rq = {.method = c->head.method, .target = c->head.target};
@@ -104,6 +168,7 @@ static enum MHD_Result answer(struct prt_admin *a, struct MHD_Connection *mc,
     static struct prt_log_limit limit;
 
     prt_assert_control();
+    say_peer(c, rq.peer, sizeof rq.peer);
     rq.refused = prt_access_check(&a->access, &c->head, peer, prt_now_us(), &rq.is_admin);
     rq.is_loopback = prt_sockaddr_is_loopback(peer);
     if (rq.refused.status == 401 || rq.refused.status == 429) {
@@ -111,7 +176,11 @@ static enum MHD_Result answer(struct prt_admin *a, struct MHD_Connection *mc,
                         prt_kv_z("reason", rq.refused.text),
                         prt_kv_int("failures", (int64_t)a->access.failures));
     }
-    prt_bind_handle(a->bind, &rq, &reply);
+    c->call = prt_bind_handle(a->bind, &rq, &reply, c);
+    if (c->call) {
+        wait_for_workers(a, mc, c);
+        return MHD_YES;
+    }
     return send_reply(mc, &reply);
 }
 
@@ -137,7 +206,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *mc, const ch
         *upload_n = 0; /* no route takes a body: bounded by its Content-Length, and dropped */
         return MHD_YES;
     }
-    return answer(cls, mc, c);
+    return c->call ? answer_late(mc, c) : answer(cls, mc, c);
 }
 
 static void on_connection(void *cls, struct MHD_Connection *mc, void **context,
@@ -151,7 +220,11 @@ static void on_connection(void *cls, struct MHD_Connection *mc, void **context,
         info = MHD_get_connection_info(mc, MHD_CONNECTION_INFO_CONNECTION_FD);
         *context = info ? prt_gate_find(a->gate, info->connect_fd) : NULL;
     } else if (*context) {
-        prt_gate_forget(*context);
+        struct prt_gate_conn *c = *context;
+        if (c->call) {
+            prt_bind_drop(c->call);
+        }
+        prt_gate_forget(c);
         *context = NULL;
     }
 }
@@ -191,7 +264,9 @@ static size_t on_refuse(void *ctx, const struct prt_gate_conn *c, const struct p
     int n;
 
     prt_assert_control();
-    prt_bind_handle(a->bind, &rq, &r);
+    if (prt_bind_handle(a->bind, &rq, &r, NULL)) {
+        return 0; /* a refusal waits for nobody */
+    }
     n = snprintf(out, cap,
                  "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n"
                  "X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n"
@@ -308,8 +383,9 @@ static void start_handles(struct prt_admin *a)
     prt_assert_control();
     (void)uv_timer_init(a->loop, &a->again);
     (void)uv_timer_init(a->loop, &a->tick);
-    a->handles = 3;
-    a->poll.data = a->again.data = a->tick.data = a;
+    (void)uv_timer_init(a->loop, &a->late);
+    a->handles = 4;
+    a->poll.data = a->again.data = a->tick.data = a->late.data = a;
     (void)uv_poll_start(&a->poll, UV_READABLE, on_poll);
     (void)uv_timer_start(&a->tick, on_tick, TICK_MS, TICK_MS);
     prt_bind_tick(a->bind); /* the first sample */
@@ -321,16 +397,28 @@ static poolrt_rc start_mhd(struct prt_admin *a, struct prt_err *err)
     const union MHD_DaemonInfo *info;
 
     a->mhd = MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_USE_NO_LISTEN_SOCKET | MHD_USE_ERROR_LOG, 0, NULL, NULL, on_request, a,
-        MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, NULL, MHD_OPTION_NOTIFY_CONNECTION, on_connection,
-        a, MHD_OPTION_CONNECTION_LIMIT, 2u * PRT_HTTP_CONNECTIONS,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)MHD_MEMORY, MHD_OPTION_CONNECTION_TIMEOUT,
-        PRT_HTTP_REQUEST_US / 1000000u, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
+        MHD_USE_EPOLL | MHD_USE_NO_LISTEN_SOCKET | MHD_USE_ERROR_LOG | MHD_ALLOW_SUSPEND_RESUME, 0,
+        NULL, NULL, on_request, a, MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, NULL,
+        MHD_OPTION_NOTIFY_CONNECTION, on_connection, a, MHD_OPTION_CONNECTION_LIMIT,
+        2u * PRT_HTTP_CONNECTIONS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)MHD_MEMORY,
+        MHD_OPTION_CONNECTION_TIMEOUT, PRT_HTTP_REQUEST_US / 1000000u, MHD_OPTION_STRICT_FOR_CLIENT,
+        1, MHD_OPTION_END);
     info = a->mhd ? MHD_get_daemon_info(a->mhd, MHD_DAEMON_INFO_EPOLL_FD) : NULL;
     if (!info || uv_poll_init(a->loop, &a->poll, info->epoll_fd) != 0) {
         return prt_fail(err, POOLRT_IO, "admin: libmicrohttpd cannot start");
     }
     start_handles(a);
+    return POOLRT_OK;
+}
+
+static poolrt_rc start_wake(struct prt_admin *a, struct prt_err *err)
+{
+    if (uv_async_init(a->loop, &a->wake, on_wake) != 0) {
+        return prt_fail(err, POOLRT_IO, "admin: the loop cannot be woken");
+    }
+    a->wake.data = a;
+    a->has_wake = true;
+    a->handles++;
     return POOLRT_OK;
 }
 
@@ -364,13 +452,16 @@ poolrt_rc prt_admin_start(struct prt_admin **out, uv_loop_t *loop, struct prt_co
         return prt_fail(err, POOLRT_NOMEM, "no memory for the admin API");
     }
     a->loop = loop;
+    a->ops = (struct prt_bind_ops){.ctx = a, .wake = wake, .ready = ready};
     say_where(a, &cfg->admin_listen);
     rc = listen_on(a, cfg, &fd, err);
-    if (rc != POOLRT_OK || (rc = prt_bind_new(&a->bind, deps, &a->access, err)) != POOLRT_OK ||
+    if (rc != POOLRT_OK ||
+        (rc = prt_bind_new(&a->bind, deps, &a->access, &a->ops, err)) != POOLRT_OK ||
         (rc = start_mhd(a, err)) != POOLRT_OK) {
         goto fail;
     }
     rc = prt_gate_open(&a->gate, loop, fd, &gate_ops, a, err);
+    rc = rc ? rc : start_wake(a, err);
     if (rc != POOLRT_OK) {
         prt_admin_stop(a); /* the loop has handles of it */
         return rc;
@@ -412,10 +503,16 @@ void prt_admin_stop(struct prt_admin *a)
         return;
     }
     (void)uv_poll_stop(&a->poll);
+    prt_bind_hurry(a->bind);
+    (void)MHD_run(a->mhd);   /* none may be suspended when it stops */
     MHD_stop_daemon(a->mhd); /* closes what it serves, and the gate forgets it */
     uv_close((uv_handle_t *)&a->poll, on_closed);
     uv_close((uv_handle_t *)&a->again, on_closed);
     uv_close((uv_handle_t *)&a->tick, on_closed);
+    uv_close((uv_handle_t *)&a->late, on_closed);
+    if (a->has_wake) {
+        uv_close((uv_handle_t *)&a->wake, on_closed);
+    }
     prt_gate_close(a->gate);
     while (a->handles > 0) {
         (void)uv_run(a->loop, UV_RUN_NOWAIT);

@@ -5,6 +5,7 @@
 -- core/admin/README.md.
 local health = require "poolrt.health"
 local json = require "poolrt.json"
+local live = require "poolrt.live"
 local metrics = require "poolrt.metrics"
 local rates = require "poolrt.rates"
 
@@ -17,13 +18,7 @@ local PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 -- ---- small words ----
 
-local function fail(status, code, message, details)
-  error({ status = status, code = code, message = message, details = details }, 0)
-end
-
-local function iso(seconds)
-  return seconds and os.date("!%Y-%m-%dT%H:%M:%SZ", math.floor(seconds)) or null
-end
+local fail, iso = live.fail, live.iso
 
 -- a / b, or null where nothing was counted
 local function ratio(a, b)
@@ -85,13 +80,17 @@ end
 
 local PAGED = { page = true, page_size = true, limit = true }
 
--- the part of `list` that the query asks for, and its `pagination`
-local function paged(list, query)
+local function page_of(query)
   if query.page_size and query.limit then
     fail(400, "bad_request", "page_size and limit are the same: give one", { parameter = "limit" })
   end
   local size = whole(query, query.limit and "limit" or "page_size", PAGE_SIZE, PAGE_MAX)
-  local page = whole(query, "page", 1, 1e6)
+  return whole(query, "page", 1, 1e6), size
+end
+
+-- the part of `list` that the query asks for, and its `pagination`
+local function paged(list, query)
+  local page, size = page_of(query)
   local out = json.array()
   for i = (page - 1) * size + 1, math.min(page * size, #list) do
     out[#out + 1] = list[i]
@@ -377,6 +376,27 @@ local function get_policies(api, rq)
   return page, pagination
 end
 
+-- ---- clients and connections, one by one: live.lua ----
+
+local function lists(kind)
+  return function(api, rq)
+    local page, size = page_of(rq.query)
+    return live.list(api, kind, rq.query, page, size)
+  end
+end
+
+local function shows(kind)
+  return function(api, rq) return live.show(api, kind, rq.id) end
+end
+
+local function kills(kind)
+  return function(api, rq) return live.kill(api, kind, rq.id, rq.query.force) end
+end
+
+local LISTED = { status = true, pool_id = true, user = true, page = true, page_size = true,
+                 limit = true }
+local FORCED = { force = true }
+
 -- Public on loopback, so pools are named by their row of the configuration: one made from "*" has
 -- a name that a client chose.
 local function get_health(api)
@@ -409,7 +429,8 @@ end
 
 -- ---- routes ----
 
--- role: "read" wants the token (if one is configured), "public" does not on loopback.
+-- role: "read" wants the token (if one is configured), "public" does not on loopback, "admin" wants
+-- one to be configured, too: who changes something must have proved who he is.
 -- text: the handler returns the body itself, of this content type.
 M.routes = {
   { method = "GET", path = PREFIX .. "/pools", role = "read", handler = get_pools, query = PAGED,
@@ -418,6 +439,20 @@ M.routes = {
     help = "one pool: configuration, statistics, health, partitions" },
   { method = "GET", path = PREFIX .. "/pools/{id}/stats", role = "read", handler = get_stats,
     help = "one pool: times, rates, histogram, hours" },
+  { method = "GET", path = PREFIX .. "/connections", role = "read",
+    handler = lists(live.connection), query = LISTED,
+    help = "server connections, and requests that wait for one" },
+  { method = "GET", path = PREFIX .. "/connections/{id}", role = "read",
+    handler = shows(live.connection), help = "one of them" },
+  { method = "DELETE", path = PREFIX .. "/connections/{id}", role = "admin",
+    handler = kills(live.connection), query = FORCED,
+    help = "end it, and the client that it serves" },
+  { method = "GET", path = PREFIX .. "/sessions", role = "read", handler = lists(live.session),
+    query = LISTED, help = "clients" },
+  { method = "GET", path = PREFIX .. "/sessions/{id}", role = "read",
+    handler = shows(live.session), help = "one client" },
+  { method = "DELETE", path = PREFIX .. "/sessions/{id}", role = "admin",
+    handler = kills(live.session), query = FORCED, help = "end it" },
   { method = "GET", path = PREFIX .. "/policies", role = "read", handler = get_policies,
     query = PAGED, help = "the policy files in use, their versions and counters" },
   { method = "GET", path = PREFIX .. "/health", role = "public", handler = get_health,
@@ -512,6 +547,9 @@ local function route(rq)
   if not row then
     error({ status = 405, code = "method_not_allowed", allow = allow(rows),
             message = "this route does not know the method" }, 0)
+  end
+  if row.role == "admin" and not rq.may_write then
+    fail(403, "forbidden", "nothing can be changed without a token: set admin.token")
   end
   return row, { id = id, query = parse_query(query, row.query) }
 end

@@ -69,6 +69,11 @@ function M.source(pools, policies)
     return list
   end
   function s.policies() return policies or {} end
+  --- What the workers answer; nil: nothing in time.
+  function s.visit(query)
+    s.visited = query
+    return s.answer
+  end
   function s.process()
     return { clients = 3, clients_waiting = 1, clients_active = 2, accepted = 9, logins = 8,
              login_failures = 1, transactions = 90, queries = 95, bytes_from_clients = 2 ^ 40,

@@ -7,7 +7,8 @@ local null = json.null
 local pool = fake.pool
 
 local function request(over)
-  local rq = { method = "GET", target = "/api/v1/pools", is_admin = true, is_loopback = true }
+  local rq = { method = "GET", target = "/api/v1/pools", is_admin = true, is_loopback = true,
+               may_write = true }
   for k, v in pairs(over) do
     rq[k] = v
   end
@@ -173,6 +174,124 @@ describe("handlers", function()
     assert.equal(429, status)
     assert.equal("slow down", body.error.message)
     assert.equal("1", headers["Retry-After"])
+  end)
+
+  -- ---- sessions and connections ----
+
+  local function row(over)
+    local r = { number = 7, other = 9, state = "active", pool = "app", user = "acme",
+                database = "db", client = "[::1]:4000", server = "10.0.0.1:5432", pid = 123,
+                age_us = 61e6, request_us = 5e6, sent = 10, received = 20, quiet_us = 2e6,
+                is_request = false, in_transaction = false, pinned = {} }
+    for k, v in pairs(over or {}) do
+      r[k] = v
+    end
+    return r
+  end
+
+  it("have every field of a session and of a connection (S0-64 to 81, 144 to 149)", function()
+    local a = api {}
+    a.source.answer = { rows = { row() }, matches = 1 }
+    local function has(data, names)
+      for name in names:gmatch "%S+" do
+        local value = data
+        for part in name:gmatch "[^.]+" do
+          value = value[part]
+        end
+        assert(value ~= nil, name .. " is missing")
+      end
+    end
+    has(a.data "/api/v1/connections"[1], [[id pool_id user database client_addr state current_query
+      query_start_time queries_executed transactions connected_at last_activity connection_age_sec
+      idle_time_sec bytes_sent bytes_received]])
+    has(a.data "/api/v1/connections/conn_7", [[id pool_id user database client_addr server_addr
+      protocol_version state current_query query_start_time transaction_id isolation_level
+      variables.timezone variables.date_format variables.statement_timeout
+      statistics.queries_executed statistics.transactions_committed
+      statistics.transactions_rolled_back statistics.rows_fetched statistics.rows_affected
+      statistics.bytes_sent statistics.bytes_received statistics.cache_hits statistics.cache_misses
+      timings.connected_at timings.last_activity timings.connection_age_sec timings.idle_time_sec
+      timings.total_query_time_ms health.is_valid health.last_validated
+      health.validation_failures]])
+    has(a.data "/api/v1/sessions"[1], [[id user database client_addr state current_query started_at
+      queries_count transaction_id isolation_level]])
+    has(a.data "/api/v1/sessions/session_7", [[id user database client_addr server_process_id state
+      transaction_id isolation_level variables.timezone variables.date_format
+      variables.statement_timeout statistics.queries_executed statistics.transactions_committed
+      statistics.transactions_rolled_back statistics.bytes_sent statistics.bytes_received
+      timings.started_at timings.last_query_start timings.session_duration_sec]])
+  end)
+
+  it("show a session's address without its port, a connection's with it", function()
+    local a = api {}
+    for from, ip in pairs { ["[::1]:4000"] = "::1", ["10.0.0.7:1"] = "10.0.0.7", unix = "unix" } do
+      a.source.answer = { rows = { row { client = from } }, matches = 1 }
+      assert.equal(ip, a.data "/api/v1/sessions"[1].client_addr)
+      assert.equal(from, a.data "/api/v1/connections"[1].client_addr)
+    end
+  end)
+
+  it("say null of a connection what it does not have", function()
+    local a = api {}
+    a.source.answer = { rows = { { number = 7, state = "idle", age_us = 1, is_request = false,
+                                   in_transaction = false, pinned = {} } }, matches = 1 }
+    local c = a.data "/api/v1/connections/conn_7"
+    for _, name in ipairs { "session_id", "client_addr", "queue_position", "current_query" } do
+      assert.equal(null, c[name], name)
+    end
+    assert.equal(null, c.timings.request_age_sec)
+    assert.equal(null, c.timings.last_activity)
+    assert.equal(null, c.statistics.bytes_sent)
+  end)
+
+  it("ask the workers for the page and the filters of the request, and no more", function()
+    local a = api {}
+    a.source.answer = { rows = {}, matches = 77 }
+    local _, body = a.get "/api/v1/sessions?status=idle&pool_id=pool_app&user=a%20b&page=3&limit=25"
+    assert.same({ sessions = true, state = "idle", pool = "pool_app", user = "a b", skip = 50,
+                  want = 25 }, a.source.visited)
+    assert.same({ page = 3, page_size = 25, total_count = 77 }, body.pagination)
+  end)
+
+  it("force the end of a session unless told not to, and of a connection only if told", function()
+    local a = api {}
+    a.source.answer = { rows = {}, matches = 1, verdict = "killed", was_in_transaction = true,
+                        rolled_back = "unknown" }
+    for target, force in pairs {
+      ["/api/v1/sessions/session_7"] = true, ["/api/v1/sessions/session_7?force=false"] = false,
+      ["/api/v1/connections/conn_7"] = false, ["/api/v1/connections/conn_7?force=true"] = true,
+    } do
+      local status, body = a.get(target, { method = "DELETE" })
+      assert.equal(200, status)
+      assert.equal(force, a.source.visited.force)
+      assert.equal(7, a.source.visited.number)
+      assert.equal(null, body.data.transaction_rolled_back)
+    end
+  end)
+
+  it("say why something was not ended", function()
+    local a = api {}
+    for verdict, code in pairs { not_found = 404, in_transaction = 409, busy = 409 } do
+      a.source.answer = { rows = {}, matches = 0, verdict = verdict, rolled_back = "no",
+                          was_in_transaction = verdict == "in_transaction" }
+      local status, body = a.get("/api/v1/connections/conn_7", { method = "DELETE" })
+      assert.equal(code, status)
+      assert.equal(verdict, body.error.code)
+      assert.equal("conn_7", body.error.details.connection_id)
+    end
+    a.source.answer = nil
+    local status, body = a.get("/api/v1/connections/conn_7", { method = "DELETE" })
+    assert.equal(504, status)
+    assert.equal("timeout", body.error.code)
+  end)
+
+  it("let nobody end anything where no token is configured", function()
+    local a = api {}
+    local status, body = a.get("/api/v1/sessions/session_7",
+      { method = "DELETE", may_write = false })
+    assert.equal(403, status)
+    assert.equal("forbidden", body.error.code)
+    assert.is_nil(a.source.visited)
   end)
 
   it("leave bugs to the caller", function()

@@ -64,6 +64,30 @@ local function in_transaction(sql)
   end
 end
 
+-- An administrator ends it, over REST; in_transaction: and is told that it was rolled back.
+local function killed(o)
+  return function(c, px, pool)
+    if o.sql then
+      c:ask(o.sql)
+    end
+    if o.send then
+      c:send(o.send)
+    end
+    local row = rig.eventually(5, "it is " .. o.state, function()
+      local seen = px:session_of(pool)
+      return seen.state == o.state and seen, seen.state
+    end)
+    local path = o.connection and "/connections/" .. row.connection_id .. "?force=true"
+      or "/sessions/" .. row.id
+    local status, body = px:rest("DELETE", path)
+    assert(status == 200, "kill: " .. status)
+    assert(body.data.transaction_rolled_back == (o.in_transaction == true), "not rolled back")
+    local words = wire.words(c:until_end(5))
+    assert(words:find "E:FATAL:57P01$", words)
+    c:drop()
+  end
+end
+
 local WAYS = {
   { "Terminate", function(c)
     c:send(wire.terminate)
@@ -78,6 +102,17 @@ local WAYS = {
     c:next()
     c:reset()
   end },
+  { "kill", killed { state = "idle" } },
+  { "kill in a transaction",
+    killed { sql = "begin; select 1", state = "idle_in_transaction", in_transaction = true } },
+  { "kill in a failed transaction",
+    killed { sql = "begin; select 1/0", state = "idle_in_transaction", in_transaction = true } },
+  { "kill with an open pipeline", killed { state = "active", in_transaction = true,
+    send = wire.batch "select 1" .. wire.flush .. wire.parse("", "select 2") } },
+  { "kill in a query", killed { send = wire.query "select pg_sleep(60)", state = "active" } },
+  { "kill of its connection",
+    killed { sql = "begin", state = "idle_in_transaction", in_transaction = true,
+      connection = true } },
   { "the idle limit", function(c)
     local words = wire.words(c:until_end(5))
     assert(words:find "E:FATAL:57P05", "no end: " .. words)
@@ -166,7 +201,7 @@ local function leave_by(px, state, rule, i)
     local c = px:login(pool)
     local ok, why = pcall(function()
       make(c, state, rule)
-      WAYS[i][2](c)
+      WAYS[i][2](c, px, pool)
       check_next(px, pool, state, rule)
     end)
     if not ok then
@@ -194,7 +229,7 @@ describe("session state", function()
           .. (way.idle and ", client_idle_timeout = '300ms'" or "")
       end
     end
-    px = rig.start { pools = pools }
+    px = rig.start { pools = pools, token = "t0ken" }
   end)
 
   before_each(wire.track) -- also what is in the middle of its login when another lane fails

@@ -2,6 +2,7 @@
 -- for all of them, apart from the one that other specs share, with room for 1,100 connections.
 local sys = require "support.os"
 local ffi = require "ffi"
+local json = require "poolrt.json"
 local wire = require "proxy.wire"
 local P = require "support.poolrt"
 
@@ -208,12 +209,13 @@ Rig.__index = Rig
 local TRUST = "{ type = 'trust', users = { acme = 'x', globex = 'x', postgres = 'x' } }"
 
 --- o.pools: { name = "settings, in Lua" }; o.top: more of the configuration; o.auth: another than
---- TRUST; o.sslmode: to the server; o.env: poolrt's environment.
+--- TRUST; o.sslmode: to the server; o.env: poolrt's environment; o.token: of the admin API.
 function M.start(o)
   local pg = M.server()
   local lines = {
     "return { workers = 2, max_clients = 20000, shutdown_timeout = 5,",
-    "listen = { '127.0.0.1:@PORT@' }, admin = { listen = '127.0.0.1:@ADMIN_PORT@' },",
+    ("listen = { '127.0.0.1:@PORT@' }, admin = { listen = '127.0.0.1:@ADMIN_PORT@', %s },")
+      :format(o.token and ("token = '%s'"):format(o.token) or ""),
     ("auth = %s,"):format(o.auth or TRUST),
     "log = { connections = false },", o.top or "", "pools = {",
   }
@@ -222,7 +224,8 @@ function M.start(o)
       :format(name, pg.port, o.sslmode or "disable", settings)
   end
   local rt = P.start { config = table.concat(lines, "\n") .. "} }\n", env = o.env }
-  local self = setmetatable({ rt = rt, port = rt.port, pid = rt.pid, clients = {} }, Rig)
+  local self = setmetatable({ rt = rt, port = rt.port, pid = rt.pid, clients = {},
+    token = o.token }, Rig)
   self.before = { rss = rt.rss(), fds = rt.fds() }
   return self
 end
@@ -265,6 +268,22 @@ end
 function Rig:job(line, database, user)
   local conninfo = sys.quote(self:conninfo(database, user))
   return M.job((line:gsub("@", function() return conninfo end)))
+end
+
+--- A request of the admin API: status, and what came as JSON.
+function Rig:rest(method, path)
+  local auth = self.token and "-H 'Authorization: Bearer " .. self.token .. "'" or ""
+  local text = sys.must(("curl -sS -m 20 -X %s %s -w '\n%%{http_code}' %s"):format(method, auth,
+    sys.quote(self.rt.admin_url .. "/api/v1" .. path)))
+  local body, status = text:match "^(.*)\n(%d+)%s*$"
+  return tonumber(status), json.decode(body)
+end
+
+--- The only session of the pool, as GET /sessions has it.
+function Rig:session_of(pool)
+  local _, body = self:rest("GET", "/sessions?pool_id=" .. pool)
+  assert(body.data and #body.data == 1, "sessions in " .. pool .. ": " .. json.encode(body))
+  return body.data[1]
 end
 
 --- Numbers of /metrics by name and labels as they stand there.
