@@ -633,7 +633,7 @@ size_t prt_txn_rows(const struct prt_txn *t, const uint8_t *p, size_t n, uint32_
     if (shape == 'D' && (entry & (FITS_MASK | SWALLOW)) != EXECUTE) {
         return 0;
     }
-    while (n - at > 5 && (p[at] == 'D' || p[at] == shape)) {
+    while (n - at >= 5 && (p[at] == 'D' || p[at] == shape)) {
         uint32_t len = prt_get32(p + at + 1);
         if (len < 4 || len > max_packet || len >= n - at) {
             break;

@@ -135,6 +135,34 @@ TEST(ready_decides_by_its_one_status_byte)
     refuses(t, "Zxy");
 }
 
+TEST(rows_pass_in_one_step_where_they_are_due)
+{
+    static const uint8_t rows[] = "T\0\0\0\6ab"
+                                  "D\0\0\0\5x"
+                                  "D\0\0\0\4"
+                                  "C\0\0\0\4";
+    const size_t all = 7 + 6 + 5;
+    struct prt_txn t;
+
+    prt_txn_init(&t);
+    CHECK_INT(prt_txn_rows(&t, rows, sizeof rows, 100), 0); /* nothing was asked */
+    client(&t, "Q");
+    CHECK_INT(prt_txn_rows(&t, rows, sizeof rows, 100), all);
+    CHECK_INT(prt_txn_rows(&t, rows, all - 1, 100), 7 + 6); /* the last is not here whole */
+    CHECK_INT(prt_txn_rows(&t, rows, all, 5), 0);           /* the first is too long */
+    CHECK_INT(prt_txn_rows(&t, rows, 0, 100), 0);
+    server(&t, "CZ");
+    client(&t, "E");
+    CHECK_INT(prt_txn_rows(&t, rows, sizeof rows, 100), 0); /* described before, or never */
+    CHECK_INT(prt_txn_rows(&t, rows + 7, all - 7, 100), 6 + 5);
+    server(&t, "C");
+    CHECK_INT(prt_txn_rows(&t, rows + 7, all - 7, 100), 0);
+    client(&t, "S");
+    server(&t, "Z");
+    CHECK(prt_txn_inject(&t, 'Q', 0)); /* rows of our own are not for the client */
+    CHECK_INT(prt_txn_rows(&t, rows, sizeof rows, 100), 0);
+}
+
 TEST(extended_batch_in_its_order)
 {
     struct prt_txn *t = fresh();
