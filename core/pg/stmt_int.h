@@ -67,8 +67,8 @@ struct prt_unnamed {
 struct prt_names {
     struct prt_map by_name;
     struct prt_name *last; /* found last: most ask for the same again; NULL: gone */
-    size_t count, bytes; /* of those that are taken */
-    uint64_t seq;        /* one number for each request that makes or forgets something */
+    size_t count, bytes;   /* of those that are taken */
+    uint64_t seq;          /* one number for each request that makes or forgets something */
     struct prt_unnamed un;
     uint64_t un_pend; /* as prt_name.pend */
     struct prt_text *spare;
