@@ -405,7 +405,7 @@ bool prt_stmts_local(struct prt_stmts *s, struct prt_buf *to_client)
 {
     bool any = false;
 
-    while (prt_txn_has_local(s->txn) && prt_txn_take_local(s->txn)) {
+    while (prt_txn_take_local(s->txn)) {
         const struct prt_note *note = prt_note_at(s->notes, s->notes->first);
         const uint8_t done[5] = {note->answer, 0, 0, 0, 4};
         (void)prt_buf_add(to_client, done, sizeof done);

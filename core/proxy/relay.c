@@ -221,7 +221,8 @@ ON_WORKER static void answer_here(struct prt_client *c)
 {
     struct prt_server *s = c->server;
 
-    if (!s || c->state != PRT_CLIENT_ACTIVE || !prt_stmts_local(&s->stmts, &s->local)) {
+    if (!s || c->state != PRT_CLIENT_ACTIVE || !prt_txn_has_local(&s->txn) ||
+        !prt_stmts_local(&s->stmts, &s->local)) {
         return;
     }
     if (!prt_txn_owed(&s->txn) || !prt_txn_ends_itself(&s->txn)) {
