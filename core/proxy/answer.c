@@ -95,6 +95,8 @@ ON_WORKER static void synced(struct prt_server *s)
         prt_state_verified(c);
         if (!went_ahead) {
             prt_client_resume(c); /* what waited for it, before the lease is looked at */
+        } else {
+            prt_client_cancel_late(c);
         }
         return;
     }

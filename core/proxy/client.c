@@ -13,6 +13,8 @@
 #define IN_MAX (4 * IN_CHUNK) /* a client with more than this waiting is not read */
 #define SPARE_MAX 4096        /* bigger buffers are not kept for the next one */
 
+static const char cancelled_text[] = "canceling statement due to user request"; /* PostgreSQL's */
+
 const char *prt_disconnect_name(enum prt_disconnect why)
 {
     static const char *const name[] = {
@@ -534,6 +536,13 @@ void prt_client_served(struct prt_client *c)
         prt_login_served(c, c->w.rc);
         return;
     }
+    if (c->is_cancelled) {
+        give_back_unused(c);
+        (void)prt_fail(&err, POOLRT_CANCELLED, "%s", cancelled_text);
+        count_error(c, POOLRT_CANCELLED);
+        prt_client_refuse_held(c, &err, NULL);
+        return;
+    }
     if (c->w.rc == POOLRT_OK) {
         bound(c);
         prt_server_link(c->w.lease.slot->conn, c);
@@ -582,6 +591,17 @@ void prt_client_refuse_held(struct prt_client *c, const struct prt_err *err, con
 
 /* ---- going on ---- */
 
+void prt_client_cancel_late(struct prt_client *c)
+{
+    struct prt_server *s = c->server;
+
+    if (!c->is_cancelled || !s || s->is_syncing || s->is_sync_ahead || !prt_txn_owed(&s->txn)) {
+        return;
+    }
+    c->is_cancelled = false;
+    prt_server_cancel(s);
+}
+
 void prt_client_resume(struct prt_client *c)
 {
     bool can = !c->has_ended && (c->state == PRT_CLIENT_IDLE || c->state == PRT_CLIENT_ACTIVE);
@@ -595,6 +615,7 @@ void prt_client_resume(struct prt_client *c)
     }
     used(c, n);
     prt_client_set_reading(c);
+    prt_client_cancel_late(c);
     if (n) {
         prt_answer_after_relay(c);
     }
@@ -640,6 +661,7 @@ void prt_client_set_idle(struct prt_client *c)
     if (c->state == PRT_CLIENT_GONE) {
         return;
     }
+    c->is_cancelled = false; /* it came too late, as such a request may */
     if (c->leaves) {
         leave_orderly(c);
         return;
@@ -689,14 +711,27 @@ void prt_client_configure(struct prt_client *c, const struct prt_config *old)
     }
 }
 
+/* What it sent before it asked for the cancel lies in its socket at least: the two may have come in
+ * one turn, in either order. */
+ON_WORKER static void catch_up(struct prt_client *c)
+{
+    const struct prt_io_event ev = {.readable = true};
+
+    if (c->sock.want & PRT_WANT_READ) {
+        prt_client_event(c, &ev);
+    }
+}
+
 void prt_client_cancel(struct prt_client *c)
 {
-    struct prt_server *s = c->server;
-
+    catch_up(c);
     if (c->state == PRT_CLIENT_WAITING) {
-        give_up_waiting(c, POOLRT_CANCELLED, "canceling statement due to user request", NULL);
-    } else if (s && prt_txn_owed(&s->txn) && !s->is_syncing) {
-        prt_server_cancel(s);
+        c->is_cancelled = true; /* for served(), where that is on its way */
+        give_up_waiting(c, POOLRT_CANCELLED, cancelled_text, NULL);
+    } else if (c->state == PRT_CLIENT_ACTIVE) {
+        bool is_held = prt_buf_len(&c->in) && c->server->cancels;
+        c->is_cancelled = is_held || prt_txn_owed(&c->server->txn);
+        prt_client_cancel_late(c);
     }
 }
 

@@ -289,6 +289,7 @@ struct prt_client {
     bool drops_rest : 1;    /* the streamed message it sends is not for the server */
     bool leaves : 1;        /* ends as soon as it is out of a transaction */
     bool has_ended : 1;     /* sent Terminate or FIN, but is owed answers: nothing more is read */
+    bool is_cancelled : 1;  /* a cancel request came for what is not at a server yet */
     bool is_verified : 1;   /* `params` were accepted by a server: setting them cannot fail */
     bool is_listening : 1;  /* a LISTEN of its waits for prt_client_listening() */
     bool cannot_listen : 1; /* what came of it: the LISTEN fails */
@@ -570,6 +571,9 @@ void prt_client_log(const struct prt_client *c, enum prt_log_level level, const 
                     const char *key, const char *text) ON_WORKER;
 /** A cancel request with its key has come. */
 void prt_client_cancel(struct prt_client *c) ON_WORKER;
+/** Forward it now if it came before what it is for was at the server, or while settings were being
+ * restored there, for which it was not meant. */
+void prt_client_cancel_late(struct prt_client *c) ON_WORKER;
 /** No server any more and nothing owed: IDLE, or the end for one that leaves. */
 void prt_client_set_idle(struct prt_client *c) ON_WORKER;
 /** Refuse the request that begins with a message of `type`: ErrorResponse, and what the protocol
