@@ -140,7 +140,7 @@ void prt_client_set_reading(struct prt_client *c)
 {
     size_t owed = prt_buf_len(&c->out);
     bool may_read =
-        !owed && !c->has_ended && !is_full(c) && !(c->server && prt_buf_len(&c->server->out));
+        !owed && !c->is_half && !is_full(c) && !(c->server && prt_buf_len(&c->server->out));
 
     unsigned want = (may_read ? (unsigned)PRT_WANT_READ : 0) |
                     (owed || c->sock.write_first ? (unsigned)PRT_WANT_WRITE : 0);
@@ -313,6 +313,11 @@ void prt_client_leave(struct prt_client *c, enum prt_disconnect why)
     leave(c, why, false);
 }
 
+void prt_client_leave_at_once(struct prt_client *c, enum prt_disconnect why)
+{
+    leave(c, why, true);
+}
+
 /* In the middle of a row, say, it would be taken for a part of that. */
 ON_WORKER static void say_fatal(struct prt_client *c, const char *sqlstate, const char *text,
                                 const char *hint)
@@ -406,14 +411,6 @@ static void acquire_timeout(struct prt_timer *t, int64_t now_us)
     prt_assert_worker();
     give_up_waiting(c, POOLRT_TIMEOUT, "no server connection became free within acquire_timeout",
                     "Raise max_size or acquire_timeout, or shorten transactions.");
-}
-
-static void grace_over(struct prt_timer *t, int64_t now_us)
-{
-    struct prt_client *c = prt_container_of(t, struct prt_client, timer);
-
-    prt_assert_worker();
-    leave(c, PRT_GONE_CLIENT_GONE, true);
 }
 
 /* ---- asking for a server ---- */
@@ -602,7 +599,7 @@ void prt_client_cancel_late(struct prt_client *c)
     prt_server_cancel(s);
 }
 
-void prt_client_resume(struct prt_client *c)
+ON_WORKER static void use_held(struct prt_client *c)
 {
     bool can = !c->has_ended && (c->state == PRT_CLIENT_IDLE || c->state == PRT_CLIENT_ACTIVE);
 
@@ -618,6 +615,14 @@ void prt_client_resume(struct prt_client *c)
     prt_client_cancel_late(c);
     if (n) {
         prt_answer_after_relay(c);
+    }
+}
+
+void prt_client_resume(struct prt_client *c)
+{
+    use_held(c);
+    if (c->is_half) {
+        prt_client_end_when_through(c);
     }
 }
 
@@ -645,10 +650,6 @@ void prt_client_go_on(struct prt_client *c)
         leave_orderly(c);
         return;
     }
-    if (c->has_ended && s && prt_txn_is_settled(&s->txn)) {
-        leave(c, PRT_GONE_CLIENT_GONE, false);
-        return;
-    }
     prt_client_send_news(c);
     if (s && !prt_timer_is_set(&c->timer) && is_between_transactions(c)) {
         limit_idling(c); /* the server is its own, or keeps state for it */
@@ -664,10 +665,6 @@ void prt_client_set_idle(struct prt_client *c)
     c->is_cancelled = false; /* it came too late, as such a request may */
     if (c->leaves) {
         leave_orderly(c);
-        return;
-    }
-    if (c->has_ended) {
-        leave(c, PRT_GONE_CLIENT_GONE, false);
         return;
     }
     prt_client_send_news(c);
@@ -737,30 +734,13 @@ void prt_client_cancel(struct prt_client *c)
 
 /* ---- events ---- */
 
-void prt_client_quit(struct prt_client *c, enum prt_disconnect why)
+/* Nothing was read: for now, because it has ended its side, or because it is gone. */
+ON_WORKER static void hung_up(struct prt_client *c, ssize_t rc)
 {
-    struct prt_server *s = c->server;
-    bool is_owed =
-        s && prt_txn_owed(&s->txn) && prt_txn_ends_itself(&s->txn) && prt_frame_is_clean(&c->frame);
-
-    if (!is_owed || c->doom) {
-        prt_client_leave(c, why);
-        return;
-    }
-    c->has_ended = true;
-    c->doom = (uint8_t)(why + 1);
-    prt_client_set_reading(c);
-    prt_timer_set(&c->worker->wheel, &c->timer,
-                  c->worker->now_us + prt_client_row(c)->abandoned_grace_us, grace_over);
-}
-
-/* FIN or a reset. Half a message, or one that waits for a server, is not a request any more. */
-ON_WORKER static void ended(struct prt_client *c)
-{
-    if (prt_buf_len(&c->in)) {
+    if (rc == PRT_IO_END) {
+        prt_client_ended(c);
+    } else if (rc == PRT_IO_CLOSED || rc == PRT_IO_FAILED) {
         prt_client_leave(c, PRT_GONE_CLIENT_GONE);
-    } else {
-        prt_client_quit(c, PRT_GONE_CLIENT_GONE);
     }
 }
 
@@ -780,9 +760,7 @@ ON_WORKER static bool read_behind(struct prt_client *c)
     }
     ssize_t n = prt_sock_recv(&c->sock, room, IN_CHUNK);
     if (n < 0) {
-        if (n == PRT_IO_CLOSED || n == PRT_IO_FAILED) {
-            ended(c);
-        }
+        hung_up(c, n);
         return false;
     }
     c->in.n += (uint32_t)n;
@@ -796,15 +774,12 @@ ON_WORKER static bool read_client(struct prt_client *c)
 {
     struct prt_worker *w = c->worker;
 
-    if (prt_buf_len(&c->in) || c->state == PRT_CLIENT_WAITING) {
+    if (prt_buf_len(&c->in) || c->state == PRT_CLIENT_WAITING || c->state == PRT_CLIENT_WELCOME) {
         return read_behind(c);
     }
     ssize_t n = prt_sock_recv(&c->sock, w->rbuf, PRT_RBUF);
-    if (n == PRT_IO_AGAIN || n == PRT_IO_WANT_WRITE) {
-        return false;
-    }
     if (n < 0) {
-        ended(c);
+        hung_up(c, n);
         return false;
     }
     prt_count(&w->n.bytes_in, (uint64_t)n);
@@ -832,10 +807,11 @@ ON_WORKER static bool has_more(const struct prt_client *c)
            prt_tls_has_pending(c->sock.ssl);
 }
 
-/* Hung up, and nothing is read of it: because it has ended, or because too much waits already. */
+/* Hung up, and nothing is read of it: because it has ended its side, or because too much waits
+ * already. */
 ON_WORKER static bool is_beyond_reading(const struct prt_client *c)
 {
-    return c->has_ended || (is_full(c) && !(c->sock.want & PRT_WANT_READ));
+    return c->is_half || (is_full(c) && !(c->sock.want & PRT_WANT_READ));
 }
 
 void prt_client_event(struct prt_client *c, const struct prt_io_event *ev)

@@ -162,7 +162,7 @@ ssize_t prt_sock_recv(struct prt_sock *s, void *p, size_t n)
     }
     ssize_t got = syscall(SYS_recvfrom, s->fd, p, n, MSG_DONTWAIT, NULL, NULL);
     if (got == 0) {
-        return PRT_IO_CLOSED;
+        return PRT_IO_END;
     }
     return got > 0 ? got : code_of_errno();
 }
@@ -175,6 +175,18 @@ ssize_t prt_sock_send(struct prt_sock *s, const void *p, size_t n)
     }
     ssize_t sent = syscall(SYS_sendto, s->fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL, NULL, 0);
     return sent >= 0 ? sent : code_of_errno();
+}
+
+bool prt_sock_is_deaf(const struct prt_sock *s)
+{
+    struct tcp_info info = {0};
+    socklen_t n = sizeof info;
+
+    if (getsockopt(s->fd, IPPROTO_TCP, TCP_INFO, &info, &n)) {
+        return false;
+    }
+    /* sent again and again; or its window is full, and it does not say so any more */
+    return info.tcpi_retransmits >= 2 || info.tcpi_probes >= 2;
 }
 
 void prt_sock_close(struct prt_io *io, struct prt_sock *s)

@@ -81,6 +81,9 @@ bool prt_io_event(struct prt_io *io, int i, struct prt_io_event *ev);
 ssize_t prt_sock_recv(struct prt_sock *s, void *p, size_t n) ON_WORKER;
 ssize_t prt_sock_send(struct prt_sock *s, const void *p, size_t n) ON_WORKER;
 void prt_sock_count(const struct prt_sock *s, struct prt_sock_counts *out);
+/** Has the other side not acknowledged for a while what it was sent (or asked)? A Unix socket
+ * never: its end is known at once. */
+bool prt_sock_is_deaf(const struct prt_sock *s) ON_WORKER;
 /** Leave the set, end TLS, close. */
 void prt_sock_close(struct prt_io *io, struct prt_sock *s) ON_WORKER;
 
@@ -282,13 +285,15 @@ struct prt_str prt_peer_text(const struct prt_peer *p, char buf[PRT_PEER_TEXT]);
 
 struct prt_client {
     struct prt_sock sock;
-    uint8_t state;          /* enum prt_client_state */
-    bool discards : 1;      /* its request was refused: drop everything until Sync */
-    bool is_queued : 1;     /* served() will still come */
-    bool is_listed : 1;     /* has a cancel key */
-    bool drops_rest : 1;    /* the streamed message it sends is not for the server */
-    bool leaves : 1;        /* ends as soon as it is out of a transaction */
-    bool has_ended : 1;     /* sent Terminate or FIN, but is owed answers: nothing more is read */
+    uint8_t state;       /* enum prt_client_state */
+    bool discards : 1;   /* its request was refused: drop everything until Sync */
+    bool is_queued : 1;  /* served() will still come */
+    bool is_listed : 1;  /* has a cancel key */
+    bool drops_rest : 1; /* the streamed message it sends is not for the server */
+    bool leaves : 1;     /* ends as soon as it is out of a transaction */
+    bool is_half : 1; /* sent FIN or Terminate: nothing more is read, but it may be owed answers */
+    bool has_ended : 1;     /* sent Terminate: what lies in `in` does not count either */
+    bool is_flushed : 1;    /* is_half: its last batch has no Sync, its answers were asked for */
     bool is_cancelled : 1;  /* a cancel request came for what is not at a server yet */
     bool is_verified : 1;   /* `params` were accepted by a server: setting them cannot fail */
     bool is_listening : 1;  /* a LISTEN of its waits for prt_client_listening() */
@@ -546,9 +551,8 @@ void prt_client_set_state(struct prt_client *c, enum prt_client_state st) ON_WOR
 void prt_client_served(struct prt_client *c) ON_WORKER;
 /** End it: the reason is counted and logged; a server that it holds is cleaned by server.c. */
 void prt_client_leave(struct prt_client *c, enum prt_disconnect why) ON_WORKER;
-/** It will send nothing more (Terminate, FIN). What it has asked for completely is still answered,
- * as PostgreSQL would; then it leaves, at the latest after abandoned_grace. */
-void prt_client_quit(struct prt_client *c, enum prt_disconnect why) ON_WORKER;
+/** The same for a client that is known to be gone for long: what runs for it gets no grace. */
+void prt_client_leave_at_once(struct prt_client *c, enum prt_disconnect why) ON_WORKER;
 /** FATAL to the client, unless it is in the middle of another message, then leave. `hint` may be
  * NULL. */
 void prt_client_fatal(struct prt_client *c, const char *sqlstate, const char *text,
@@ -602,6 +606,14 @@ static inline bool prt_client_is_torn(const struct prt_client *c)
 {
     return !prt_frame_is_clean(&c->frame) && !c->drops_rest;
 }
+
+/* ---- half.c: it sends nothing more ---- */
+/** Terminate. What it has asked for completely is still answered, as PostgreSQL would. */
+void prt_client_quit(struct prt_client *c, enum prt_disconnect why) ON_WORKER;
+/** FIN: the same, and for what lies in c->in as well. */
+void prt_client_ended(struct prt_client *c) ON_WORKER;
+/** is_half: it leaves, unless answers are due. */
+void prt_client_end_when_through(struct prt_client *c) ON_WORKER;
 
 /* ---- login.c: from accept to ReadyForQuery ---- */
 /** Bytes are in c->in, or the TLS handshake can go on. */

@@ -149,7 +149,7 @@ static int outcome(SSL *ssl, int rc)
     case SSL_ERROR_WANT_WRITE:
         return PRT_IO_WANT_WRITE;
     case SSL_ERROR_ZERO_RETURN:
-        return PRT_IO_CLOSED; /* close_notify: ours may still be sent */
+        return PRT_IO_END;
     default:
         SSL_set_shutdown(ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
         return is_eof(saved_errno) ? PRT_IO_CLOSED : PRT_IO_FAILED;
@@ -168,7 +168,7 @@ int prt_tls_handshake(struct ssl_st *ssl, const char **why)
         return 1;
     }
     got = outcome(ssl, rc);
-    if (why && (got == PRT_IO_CLOSED || got == PRT_IO_FAILED)) {
+    if (why && got != PRT_IO_AGAIN && got != PRT_IO_WANT_WRITE) {
         /* of OpenSSL's table of texts: stays valid */
         reason = ERR_reason_error_string(ERR_peek_error());
         *why = reason ? reason : "the connection was closed";

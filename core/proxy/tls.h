@@ -24,7 +24,8 @@ enum prt_io_rc {
     PRT_IO_AGAIN = -1,
     PRT_IO_CLOSED = -2,
     PRT_IO_FAILED = -3,
-    PRT_IO_WANT_WRITE = -4
+    PRT_IO_WANT_WRITE = -4,
+    PRT_IO_END = -5 /* of what comes in (FIN, close_notify); the other direction may be open */
 };
 /** 1: done; PRT_IO_AGAIN / PRT_IO_WANT_WRITE: when the descriptor is readable / writable; _CLOSED,
  *  _FAILED: over (why, when not NULL, is for the log). */
