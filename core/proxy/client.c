@@ -470,7 +470,9 @@ static poolrt_rc enqueue(struct prt_client *c)
     poolrt_rc rc = prt_acquire(p, &c->w, w->now_us);
     if (rc == POOLRT_PENDING) {
         c->is_queued = true;
-        prt_timer_set(&w->wheel, &c->timer, w->now_us + prt_client_row(c)->acquire_timeout_us,
+        int64_t limit = prt_client_row(c)->acquire_timeout_us;
+        int64_t login = w->snap->cfg->login_timeout_us;
+        prt_timer_set(&w->wheel, &c->timer, w->now_us + (c->login && login < limit ? login : limit),
                       acquire_timeout);
     }
     return rc;

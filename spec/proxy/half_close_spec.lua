@@ -148,7 +148,7 @@ describe("a client that has sent its last byte", function()
 
   it("may ask while the first server of its pool is still awaited", function()
     local fake = wire.listen()
-    local rt = runtime.start { port = fake.port, only = "app" }
+    local rt = runtime.start { port = fake.port, only = "app", login_timeout = "2s" }
     local c = wire.connect(rt.port)
     c:send(wire.startup("user", "acme", "database", "app"))
     assert.equal("R", (c:next()))
@@ -157,6 +157,9 @@ describe("a client that has sent its last byte", function()
     assert.falsy(c:take(1, 0.5))
     assert.is_true(rt.alive())
     assert.is_nil(c.ended)
+    -- no longer than a login may take, although acquire_timeout is 20 s
+    local list, why = c:until_end(6)
+    assert.equal("E:FATAL:53300 closed", wire.words(list) .. " " .. why)
     c:drop()
     server:drop()
     rt:stop()
