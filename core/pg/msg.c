@@ -36,6 +36,8 @@ static struct prt_str *field_of(struct prt_notice *out, char type, struct prt_st
         return &out->detail;
     case 'H':
         return &out->hint;
+    case 'R':
+        return &out->routine;
     default:
         return NULL;
     }

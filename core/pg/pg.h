@@ -236,7 +236,7 @@ int prt_options_next(struct prt_str options, size_t *at, char *buf, struct prt_s
 /* ---- msg.c: read ---- */
 /** Fields of ErrorResponse and NoticeResponse that are here; every one may be missing (empty). */
 struct prt_notice {
-    struct prt_str severity, sqlstate, message, detail, hint;
+    struct prt_str severity, sqlstate, message, detail, hint, routine;
 };
 void prt_notice_read(const struct prt_msg *m, struct prt_notice *out);
 /** The n-th (from 0) NUL-ended string in the body; false when it is not there whole. */

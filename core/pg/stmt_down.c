@@ -163,13 +163,22 @@ static void undo(struct prt_stmts *s, unsigned n, bool is_failed)
     }
 }
 
+/* "cached plan must not change result type": of the many errors with that SQLSTATE (an input
+ * function can raise one at Bind) the one that this function of PostgreSQL's raises. A server that
+ * does not name its functions is taken at its SQLSTATE. */
+static bool is_plan_stale(const struct prt_notice *e)
+{
+    return prt_str_eqz(e->sqlstate, "0A000") &&
+           (!e->routine.n || prt_str_eqz(e->routine, "RevalidateCachedQuery"));
+}
+
 /* What an error of one of our own statements tells about it. */
 static void learn(struct prt_stmts *s, const struct prt_note *note, const struct prt_msg *m)
 {
     struct prt_notice e;
 
     prt_notice_read(m, &e);
-    if (note->does & PRT_NOTE_USE && prt_str_eqz(e.sqlstate, "0A000")) {
+    if (note->does & PRT_NOTE_USE && is_plan_stale(&e)) {
         /* relaxed: who reads an older value parses it again one use later */
         (void)atomic_fetch_add_explicit(&note->have->stmt->generation, 1, memory_order_relaxed);
         if (note->told && s->notes->names && note->told->now.stmt == note->have->stmt) {

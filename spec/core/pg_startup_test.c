@@ -318,12 +318,13 @@ static struct prt_msg message(uint8_t type, const char *body, uint32_t n)
 
 TEST(notices_are_read_as_far_as_they_are_here)
 {
-    struct prt_msg m = MESSAGE('E', "SFEHLER\0VERROR\0C42601\0Mm\0Dd\0Hh\0Zz\0\0");
+    struct prt_msg m = MESSAGE('E', "SFEHLER\0VERROR\0C42601\0Mm\0Dd\0Hh\0Rr\0Zz\0\0");
     struct prt_notice n;
 
     prt_notice_read(&m, &n);
     CHECK(prt_str_eqz(n.severity, "ERROR") && prt_str_eqz(n.sqlstate, "42601"));
     CHECK(prt_str_eqz(n.message, "m") && prt_str_eqz(n.detail, "d") && prt_str_eqz(n.hint, "h"));
+    CHECK(prt_str_eqz(n.routine, "r"));
     m.have = 18; /* in the middle of SQLSTATE */
     prt_notice_read(&m, &n);
     CHECK(prt_str_eqz(n.severity, "ERROR") && n.sqlstate.n == 0 && n.message.n == 0);

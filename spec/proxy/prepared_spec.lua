@@ -221,6 +221,19 @@ describe("prepared statements", function()
     rig.sql("drop table shape", "app")
   end)
 
+  it("that an input function refuses with the same SQLSTATE are none the worse for it", function()
+    local h, c = holders.new(px, "app"), twins.login(px, "app")
+    local function use(value) -- pg_node_tree takes no value, and says 0A000 as well
+      return bind("", "s", value) .. execute "" .. sync
+    end
+    h:free(1)
+    c:send(parse("s", "select $1::pg_node_tree is null") .. wire.describe("S", "s") .. sync)
+    c:send(use "x")
+    c:send(use(false))
+    h:free(2)
+    c:send(use(false))
+  end)
+
   -- ---- few places on the server ----
 
   it("are not closed while the batch or the transaction that uses them goes on", function()

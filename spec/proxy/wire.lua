@@ -102,7 +102,17 @@ end
 
 function M.query(sql) return message("Q", sql .. "\0") end
 function M.parse(name, sql) return message("P", name .. "\0" .. sql .. "\0\0\0") end
-function M.bind(portal, name) return message("B", portal .. "\0" .. name .. "\0\0\0\0\0\0\0") end
+
+--- Values of the parameters as text; false: NULL.
+function M.bind(portal, name, ...)
+  local out = { portal, "\0", name, "\0", u16(0), u16(select("#", ...)) }
+  for _, v in ipairs { ... } do
+    out[#out + 1] = v and u32(#v) .. v or "\255\255\255\255"
+  end
+  out[#out + 1] = u16(0)
+  return message("B", table.concat(out))
+end
+
 function M.describe(kind, name) return message("D", kind .. name .. "\0") end
 function M.execute(portal, limit) return message("E", portal .. "\0" .. u32(limit or 0)) end
 function M.close(kind, name) return message("C", kind .. name .. "\0") end
