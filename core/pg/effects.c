@@ -158,12 +158,6 @@ unsigned prt_stmt_remains(const struct prt_sql_stmt *st)
            (st->flags & VERBS_OPAQUE ? PRT_STATE_BIT(OPAQUE) : 0);
 }
 
-/* RESET names its parameter; SET ROLE and SET SESSION AUTHORIZATION have none. */
-static bool is_reset(const struct prt_sql_stmt *st)
-{
-    return st->name.n || st->flags & (PRT_SQL(RESET) | PRT_SQL(RESET_ALL));
-}
-
 static unsigned states_of_sets(const struct prt_sql_stmt *st)
 {
     unsigned states = st->has_unknown_set ? PRT_STATE_BIT(SETTING) : 0;
@@ -190,7 +184,7 @@ unsigned prt_stmt_states(const struct prt_sql_stmt *st)
     if (st->flags & PRT_SQL(LOCAL) && !(st->flags & PRT_SQL(SETCONFIG))) {
         return states;
     }
-    if (st->flags & (PRT_SQL(ROLE) | PRT_SQL(AUTH)) && !is_reset(st)) {
+    if (st->flags & (PRT_SQL(ROLE) | PRT_SQL(AUTH)) && st->role_to == PRT_SQL_ROLE_NAMED) {
         states |= PRT_STATE_BIT(ROLE);
     }
     return states | states_of_sets(st);

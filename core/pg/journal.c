@@ -106,6 +106,7 @@ static const char *const sure[] = {
     "quote_all_identifiers",
     "random_page_cost",
     "recursive_worktable_factor",
+    "role", /* only none is replayed */
     "row_security",
     "search_path",
     "seq_page_cost",
@@ -192,6 +193,18 @@ bool prt_journal_drop(const struct prt_params **j, struct prt_str name)
 
     *j = prt_params_without(*j, name);
     return !prt_params_get(*j, name, &there);
+}
+
+void prt_journal_reset_all(const struct prt_params **j)
+{
+    struct prt_str role = PRT_STR("role"), value;
+    const struct prt_params *was = *j;
+
+    *j = prt_params_empty();
+    if (prt_params_get(was, role, &value)) {
+        *j = prt_params_with(*j, role, value);
+    }
+    prt_params_unref(was);
 }
 
 /* ---- the SQL ---- */

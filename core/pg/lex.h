@@ -55,9 +55,16 @@ struct prt_sql_set {
                            * with its quotes (is_config); empty: TO DEFAULT */
     bool is_config;       /* a literal for set_config(): one string, however many values */
 };
+/* With ROLE or AUTH: what the role becomes. */
+enum prt_sql_role {
+    PRT_SQL_ROLE_NAMED,   /* the one that is named, and what was not understood */
+    PRT_SQL_ROLE_NONE,    /* SET ROLE NONE: nobody but the user of the session */
+    PRT_SQL_ROLE_DEFAULT, /* RESET, TO DEFAULT: as at login */
+};
 struct prt_sql_stmt {
     uint8_t cls; /* enum prt_sql_class */
     uint8_t n_sets;
+    uint8_t role_to;      /* enum prt_sql_role */
     bool has_unknown_set; /* SETCONFIG with what is no literal, or a SET that was not understood */
     uint64_t flags;       /* PRT_SQL() bits */
     /* the object that it names, folded as PostgreSQL does, quotes removed (and "" made one; then it

@@ -139,14 +139,43 @@ static void keep_set(struct prt_sql_stmt *st, struct prt_sql_set set)
     st->n_sets += i == st->n_sets;
 }
 
+static bool is_role(struct prt_str name)
+{
+    return spells(name, "role") || spells(name, "session_authorization");
+}
+
+/* Of two in one statement only the last is known, and that is not enough. */
+static void assign_role(struct prt_parse *q, uint64_t which, enum prt_sql_role to)
+{
+    struct prt_sql_stmt *st = q->st;
+    bool is_mixed = st->flags & (PRT_SQL(ROLE) | PRT_SQL(AUTH)) & ~which;
+
+    st->flags = (st->flags & ~PRT_SQL(SET)) | which;
+    st->role_to = (uint8_t)(is_mixed ? PRT_SQL_ROLE_NAMED : to);
+}
+
+/* NONE is no word of the grammar: quoted it means the same, but then its case counts. */
+static bool is_none(struct prt_str v)
+{
+    bool is_quoted = v.n == 6 && (*v.p == '\'' || *v.p == '"') && v.p[5] == *v.p;
+
+    return is_quoted ? memcmp(v.p + 1, "none", 4) == 0 : spells(v, "none");
+}
+
+static enum prt_sql_role role_of(struct prt_str value)
+{
+    return is_none(value) ? PRT_SQL_ROLE_NONE : PRT_SQL_ROLE_NAMED;
+}
+
 /* A parameter gets a value. Those that are more than a parameter become what they are. */
 static void assign(struct prt_parse *q, struct prt_sql_set set)
 {
     struct prt_sql_stmt *st = q->st;
 
-    if (spells(set.name, "role") || spells(set.name, "session_authorization")) {
-        st->flags |= spells(set.name, "role") ? PRT_SQL(ROLE) : PRT_SQL(AUTH);
-        st->flags &= ~PRT_SQL(SET);
+    if (spells(set.name, "role")) {
+        assign_role(q, PRT_SQL(ROLE), role_of(set.value));
+    } else if (spells(set.name, "session_authorization")) {
+        assign_role(q, PRT_SQL(AUTH), PRT_SQL_ROLE_NAMED);
     } else if (spells(set.name, "transaction_isolation") ||
                spells(set.name, "transaction_read_only") ||
                spells(set.name, "transaction_deferrable")) {
@@ -201,11 +230,14 @@ static void assign_rest(struct prt_parse *q, struct prt_str name)
 
     if (at(q, PRT_W_DEFAULT) && peek(q).kind == PRT_TOK_END) {
         assign(q, set);
+        if (is_role(name)) {
+            q->st->role_to = PRT_SQL_ROLE_DEFAULT;
+        }
         return;
     }
     set.value = values(q);
     if (!set.value.n) {
-        set.name.n = spells(name, "role") || spells(name, "session_authorization") ? name.n : 0;
+        set.name.n = is_role(name) ? name.n : 0;
     }
     assign(q, set);
 }
@@ -312,7 +344,7 @@ static void set_parameter(struct prt_parse *q)
 
     if (accept_op(q, '=') || accept(q, PRT_W_TO)) {
         assign_rest(q, name);
-    } else if (spells(name, "role") || spells(name, "session_authorization")) {
+    } else if (is_role(name)) {
         assign(q, (struct prt_sql_set){.name = name}); /* FROM CURRENT */
     } else {
         assign_unknown(q);
@@ -322,9 +354,9 @@ static void set_parameter(struct prt_parse *q)
 static void set_session(struct prt_parse *q)
 {
     next(q);
-    if (at(q, PRT_W_AUTHORIZATION)) {
-        q->st->flags |= PRT_SQL(AUTH);
-        q->st->flags &= ~PRT_SQL(SET);
+    if (accept(q, PRT_W_AUTHORIZATION)) {
+        bool is_default = at(q, PRT_W_DEFAULT) && peek(q).kind == PRT_TOK_END;
+        assign_role(q, PRT_SQL(AUTH), is_default ? PRT_SQL_ROLE_DEFAULT : PRT_SQL_ROLE_NAMED);
     } else if (at(q, PRT_W_CHARACTERISTICS)) {
         set_characteristics(q);
     } else {
@@ -348,7 +380,8 @@ static void set_rest(struct prt_parse *q)
         q->st->flags = (q->st->flags & ~PRT_SQL(SET)) | PRT_SQL(LOCAL);
         break;
     case PRT_W_ROLE:
-        q->st->flags = (q->st->flags & ~PRT_SQL(SET)) | PRT_SQL(ROLE);
+        next(q);
+        assign_role(q, PRT_SQL(ROLE), role_of(q->t.raw));
         break;
     case PRT_W_SESSION:
         set_session(q);
@@ -399,6 +432,7 @@ void prt_parse_reset(struct prt_parse *q)
     }
     if (at(q, PRT_W_SESSION) && is_word(&behind, PRT_W_AUTHORIZATION)) {
         st->flags |= PRT_SQL(AUTH);
+        st->role_to = PRT_SQL_ROLE_DEFAULT;
         st->name = PRT_STR("session_authorization");
         return;
     }
@@ -412,6 +446,7 @@ void prt_parse_reset(struct prt_parse *q)
     st->flags |= spells(st->name, "role")                    ? PRT_SQL(ROLE)
                  : spells(st->name, "session_authorization") ? PRT_SQL(AUTH)
                                                              : PRT_SQL(RESET);
+    st->role_to = is_role(st->name) ? PRT_SQL_ROLE_DEFAULT : PRT_SQL_ROLE_NAMED;
 }
 
 /* ---- set_config() ---- */

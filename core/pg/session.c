@@ -49,42 +49,6 @@ bool prt_session_has_channel(const struct prt_params *channels, struct prt_str c
     return prt_params_get(channels, hex_of(channel, hex), &value);
 }
 
-static void listened(struct prt_session *s, const struct prt_effects *e,
-                     const struct prt_sql_stmt *st)
-{
-    char hex[2 * PRT_NAME_MAX];
-    struct prt_str name, value;
-
-    if (s->fans_out && st && st->name.n && st == prt_effects_only(e)) {
-        name = hex_of(st->name, hex);
-        s->channels = prt_params_with(s->channels, name, (struct prt_str){NULL, 0});
-        if (prt_params_get(s->channels, name, &value)) {
-            return;
-        }
-    }
-    s->dirty |= PRT_STATE_BIT(LISTEN);
-}
-
-static void unlisten_all(struct prt_session *s)
-{
-    prt_keep_assign(&s->channels, prt_params_empty());
-    s->dirty &= (uint16_t)~PRT_STATE_BIT(LISTEN);
-}
-
-static void unlistened(struct prt_session *s, const struct prt_sql_stmt *st)
-{
-    char hex[2 * PRT_NAME_MAX];
-
-    if (!st) {
-        return;
-    }
-    if (prt_str_eqz(st->name, "*")) {
-        unlisten_all(s);
-    } else {
-        s->channels = prt_params_without(s->channels, hex_of(st->name, hex));
-    }
-}
-
 /* ---- settings ---- */
 static void set_role(struct prt_session *s, unsigned role, bool is_set)
 {
@@ -93,6 +57,30 @@ static void set_role(struct prt_session *s, unsigned role, bool is_set)
         s->dirty |= PRT_STATE_BIT(ROLE);
     } else {
         s->dirty &= (uint16_t)~PRT_STATE_BIT(ROLE);
+    }
+}
+
+static unsigned roles_of(const struct prt_sql_stmt *st)
+{
+    return (st->flags & PRT_SQL(ROLE) ? ROLE_SET : 0) | (st->flags & PRT_SQL(AUTH) ? ROLE_AUTH : 0);
+}
+
+/* A role, whatever it is, stays with its server: who may have it can change. NONE anyone may have
+ * at any time, so that is a setting like others, and not what RESET ROLE gives where ALTER ROLE or
+ * the login has given the user a role. */
+static void change_role(struct prt_session *s, const struct prt_sql_stmt *st)
+{
+    struct prt_str role = PRT_STR("role"), value;
+    unsigned roles = roles_of(st);
+    bool is_none = st->role_to == PRT_SQL_ROLE_NONE, pins = st->role_to == PRT_SQL_ROLE_NAMED;
+
+    if (roles & ROLE_AUTH && prt_params_get(s->now, role, &value)) {
+        prt_keep_always(s, OPAQUE); /* the role is NONE, or as at login: versions differ */
+    }
+    if (roles) {
+        bool is_known = is_none ? prt_journal_put(&s->now, role, PRT_STR("=none"))
+                                : prt_journal_drop(&s->now, role);
+        set_role(s, roles, pins || !is_known);
     }
 }
 
@@ -139,83 +127,35 @@ static void set_all(struct prt_session *s, const struct prt_sql_stmt *st)
     }
 }
 
-static unsigned roles_of(const struct prt_sql_stmt *st)
-{
-    return (st->flags & PRT_SQL(ROLE) ? ROLE_SET : 0) | (st->flags & PRT_SQL(AUTH) ? ROLE_AUTH : 0);
-}
-
-static void on_set(struct prt_session *s, const struct prt_sql_stmt *st)
-{
-    if (!st) {
-        prt_keep_always(s, SETTING);
-        return;
-    }
-    if (st->flags & PRT_SQL(LOCAL)) {
-        return;
-    }
-    if (!st->n_sets && !roles_of(st)) {
-        prt_keep_always(s, SETTING);
-    }
-    set_role(s, roles_of(st), true);
-    set_all(s, st);
-}
-
-static void on_reset(struct prt_session *s, const struct prt_sql_stmt *st)
-{
-    if (st && st->flags & PRT_SQL(RESET_ALL)) {
-        prt_keep_assign(&s->now, prt_params_empty()); /* roles are not among ALL */
-        s->dirty &= (uint16_t)~SETTING;
-    } else if (st && roles_of(st)) {
-        set_role(s, roles_of(st), false);
-    } else if (st && st->name.n) {
-        set_one(s, st->name, (struct prt_str){NULL, 0});
-    } else {
-        prt_keep_always(s, SETTING);
-    }
-}
-
-static void on_discard_all(struct prt_session *s)
-{
-    /* it commits, but has not always: before 2022 a rollback of the rest of its batch undid it */
-    s->is_unsure |= prt_keep_is_provisional(s) || s->dirty || s->now != prt_params_empty() ||
-                    s->channels != prt_params_empty();
-    prt_keep_assign(&s->now, prt_params_empty());
-    unlisten_all(s);
-    s->dirty = 0;
-    s->roles = 0;
-    prt_keep_end_state(s, PRT_STATES_SURVIVE | PRT_STATE_BIT(HOLD));
-    prt_keep_no_names(s, PRT_STATE_BIT(PREPARE) | PRT_STATE_BIT(HOLD));
-    prt_keep_settle(s);
-}
-
 /* ---- tags ---- */
-/* id, tag, flags of which the text has one if it is that statement */
+/* id, tag, flags of which the text has one if it is that statement, what it does */
 #define TAGS(X)                                                                                    \
-    X(BEGIN, "BEGIN", PRT_SQL(BEGIN))                                                              \
-    X(START, "START TRANSACTION", PRT_SQL(BEGIN))                                                  \
-    X(COMMIT, "COMMIT", PRT_SQL(COMMIT))                                                           \
-    X(TWOPHASE, "PREPARE TRANSACTION", PRT_SQL(TWOPHASE))                                          \
+    X(BEGIN, "BEGIN", PRT_SQL(BEGIN), on_begin)                                                    \
+    X(START, "START TRANSACTION", PRT_SQL(BEGIN), on_begin)                                        \
+    X(COMMIT, "COMMIT", PRT_SQL(COMMIT), on_commit)                                                \
+    X(TWOPHASE, "PREPARE TRANSACTION", PRT_SQL(TWOPHASE), on_commit)                               \
     X(ROLLBACK, "ROLLBACK",                                                                        \
-      PRT_SQL(COMMIT) | PRT_SQL(ROLLBACK) | PRT_SQL(SAVEPOINT) | PRT_SQL(TWOPHASE))                \
-    X(SAVEPOINT, "SAVEPOINT", PRT_SQL(SAVEPOINT))                                                  \
-    X(RELEASE, "RELEASE", PRT_SQL(SAVEPOINT))                                                      \
-    X(SET, "SET", PRT_SQL(SET) | PRT_SQL(ROLE) | PRT_SQL(AUTH) | PRT_SQL(LOCAL))                   \
-    X(RESET, "RESET", PRT_SQL(RESET) | PRT_SQL(RESET_ALL) | PRT_SQL(ROLE) | PRT_SQL(AUTH))         \
-    X(LISTEN, "LISTEN", PRT_SQL(LISTEN))                                                           \
-    X(UNLISTEN, "UNLISTEN", PRT_SQL(UNLISTEN))                                                     \
-    X(PREPARE, "PREPARE", PRT_SQL(PREPARE))                                                        \
-    X(DEALLOCATE, "DEALLOCATE", PRT_SQL(DEALLOCATE))                                               \
-    X(DEALLOCATE_ALL, "DEALLOCATE ALL", PRT_SQL(DEALLOCATE_ALL))                                   \
-    X(DECLARE, "DECLARE CURSOR", PRT_SQL(CURSOR))                                                  \
-    X(CLOSE, "CLOSE CURSOR", PRT_SQL(CLOSE))                                                       \
-    X(CLOSE_ALL, "CLOSE CURSOR ALL", PRT_SQL(CLOSE_ALL))                                           \
-    X(DISCARD_ALL, "DISCARD ALL", PRT_SQL(DISCARD_ALL))                                            \
-    X(DISCARD_TEMP, "DISCARD TEMP", PRT_SQL(DISCARD_TEMP))                                         \
-    X(DO, "DO", PRT_SQL(OPAQUE))                                                                   \
-    X(CALL, "CALL", PRT_SQL(OPAQUE))                                                               \
-    X(LOAD, "LOAD", PRT_SQL(LOAD))
+      PRT_SQL(COMMIT) | PRT_SQL(ROLLBACK) | PRT_SQL(SAVEPOINT) | PRT_SQL(TWOPHASE), on_rollback)   \
+    X(SAVEPOINT, "SAVEPOINT", PRT_SQL(SAVEPOINT), on_savepoint)                                    \
+    X(RELEASE, "RELEASE", PRT_SQL(SAVEPOINT), on_release)                                          \
+    X(SET, "SET", PRT_SQL(SET) | PRT_SQL(ROLE) | PRT_SQL(AUTH) | PRT_SQL(LOCAL), on_set)           \
+    X(RESET, "RESET", PRT_SQL(RESET) | PRT_SQL(RESET_ALL) | PRT_SQL(ROLE) | PRT_SQL(AUTH),         \
+      on_reset)                                                                                    \
+    X(LISTEN, "LISTEN", PRT_SQL(LISTEN), on_listen)                                                \
+    X(UNLISTEN, "UNLISTEN", PRT_SQL(UNLISTEN), on_unlisten)                                        \
+    X(PREPARE, "PREPARE", PRT_SQL(PREPARE), on_prepare)                                            \
+    X(DEALLOCATE, "DEALLOCATE", PRT_SQL(DEALLOCATE), on_deallocate)                                \
+    X(DEALLOCATE_ALL, "DEALLOCATE ALL", PRT_SQL(DEALLOCATE_ALL), on_deallocate)                    \
+    X(DECLARE, "DECLARE CURSOR", PRT_SQL(CURSOR), on_declare)                                      \
+    X(CLOSE, "CLOSE CURSOR", PRT_SQL(CLOSE), on_close)                                             \
+    X(CLOSE_ALL, "CLOSE CURSOR ALL", PRT_SQL(CLOSE_ALL), on_close)                                 \
+    X(DISCARD_ALL, "DISCARD ALL", PRT_SQL(DISCARD_ALL), on_discard_all)                            \
+    X(DISCARD_TEMP, "DISCARD TEMP", PRT_SQL(DISCARD_TEMP), on_discard_temp)                        \
+    X(DO, "DO", PRT_SQL(OPAQUE), on_opaque)                                                        \
+    X(CALL, "CALL", PRT_SQL(OPAQUE), on_opaque)                                                    \
+    X(LOAD, "LOAD", PRT_SQL(LOAD), on_opaque)
 enum tag {
-#define X(id, text, flags) TAG_##id,
+#define X(id, text, flags, on) TAG_##id,
     TAGS(X)
 #undef X
         TAG_OTHER
@@ -228,11 +168,23 @@ enum tag {
      PRT_SQL(CLOSE_ALL) | PRT_SQL(LOAD) | PRT_SQL(SAVEPOINT) | PRT_SQL(COMMIT) |                   \
      PRT_SQL(ROLLBACK))
 
+/* A statement that is done. */
+struct done {
+    const struct prt_effects *e;   /* of its text; NULL: without any */
+    const struct prt_sql_stmt *st; /* NULL: it could not be read, or there is nothing in it */
+    enum tag tag;
+};
+typedef void on_tag(struct prt_session *s, const struct done *d);
+#define X(id, text, flags, on) static on_tag on;
+TAGS(X)
+#undef X
+
 static const struct {
     const char *text;
     uint64_t flags;
+    on_tag *on;
 } tags[] = {
-#define X(id, text, flags) {text, flags},
+#define X(id, text, flags, on) {text, flags, on},
     TAGS(X)
 #undef X
 };
@@ -319,19 +271,32 @@ static void on_text(struct prt_session *s, const struct prt_sql_stmt *st, enum t
     }
     if (tag == TAG_OTHER && !(st->flags & PRT_SQL(EXPLAIN)) &&
         (text.n == 0 || prt_str_eqz(text, "SELECT 1"))) {
+        change_role(s, st);
         set_all(s, st);
-        set_role(s, roles_of(st), true);
     } else if (st->n_sets || st->has_unknown_set || roles_of(st)) {
         /* ran for each row, or for none, or will at an EXECUTE or FETCH */
         prt_keep_always(s, SETTING);
     }
 }
 
-static void on_commit(struct prt_session *s, const struct prt_sql_stmt *st)
+/* ---- one for each tag ---- */
+static struct prt_str name_of(const struct done *d)
+{
+    return d->st ? d->st->name : (struct prt_str){NULL, 0};
+}
+
+static void on_begin(struct prt_session *s, const struct done *d)
+{
+    (void)d;
+    s->is_open = true;
+}
+
+/* PREPARE TRANSACTION keeps the settings of its transaction in the session. */
+static void on_commit(struct prt_session *s, const struct done *d)
 {
     prt_keep_settle(s);
     s->is_unsure = false;
-    s->is_open = st && st->flags & PRT_SQL(CHAIN);
+    s->is_open = d->st && d->st->flags & PRT_SQL(CHAIN);
 }
 
 /* Back to the last commit, wherever that was. */
@@ -344,12 +309,12 @@ static void undo(struct prt_session *s)
     s->is_unsure = false;
 }
 
-static void on_rollback(struct prt_session *s, const struct prt_effects *e,
-                        const struct prt_sql_stmt *st)
+static void on_rollback(struct prt_session *s, const struct done *d)
 {
+    const struct prt_sql_stmt *st = d->st;
+
     if (st && st->flags & PRT_SQL(TWOPHASE) && !s->is_aborted) {
-        on_commit(s,
-                  st); /* PREPARE TRANSACTION without a block warns, says ROLLBACK, and commits */
+        on_commit(s, d); /* PREPARE TRANSACTION without a block: says ROLLBACK, and commits */
         return;
     }
     s->is_aborted = false;
@@ -357,100 +322,165 @@ static void on_rollback(struct prt_session *s, const struct prt_effects *e,
         prt_keep_roll_back_to(s, st->name);
         return;
     }
-    if (!st && e) {
+    if (!st && d->e) {
         prt_keep_always(s, OPAQUE); /* perhaps to a savepoint */
     }
     undo(s);
     s->is_open = st && st->flags & PRT_SQL(CHAIN);
 }
 
-static void on_tag(struct prt_session *s, const struct prt_effects *e,
-                   const struct prt_sql_stmt *st, enum tag tag)
+static void on_savepoint(struct prt_session *s, const struct done *d)
 {
-    struct prt_str name = st ? st->name : (struct prt_str){NULL, 0};
+    prt_keep_savepoint(s, name_of(d));
+}
 
-    switch (tag) {
-    case TAG_BEGIN:
-    case TAG_START:
-        s->is_open = true;
-        break;
-    case TAG_COMMIT:
-    case TAG_TWOPHASE: /* keeps the settings of its transaction in the session */
-        on_commit(s, st);
-        break;
-    case TAG_ROLLBACK:
-        on_rollback(s, e, st);
-        break;
-    case TAG_SAVEPOINT:
-        prt_keep_savepoint(s, name);
-        break;
-    case TAG_RELEASE:
-        prt_keep_release(s, name);
-        break;
-    case TAG_SET:
-        on_set(s, st);
-        break;
-    case TAG_RESET:
-        on_reset(s, st);
-        break;
-    case TAG_LISTEN:
-        listened(s, e, st);
-        break;
-    case TAG_UNLISTEN:
-        unlistened(s, st);
-        break;
-    case TAG_PREPARE:
-        prt_keep_prepared(s, name);
-        break;
-    case TAG_DEALLOCATE:
-    case TAG_DEALLOCATE_ALL:
-        prt_keep_deallocated(s, st, tag == TAG_DEALLOCATE_ALL);
-        break;
-    case TAG_DECLARE:
-        if (st ? st->flags & PRT_SQL(HOLD) : e != NULL) {
-            prt_keep_held(s, name);
-        }
-        break;
-    case TAG_CLOSE:
-    case TAG_CLOSE_ALL:
-        prt_keep_closed(s, st, tag == TAG_CLOSE_ALL);
-        break;
-    case TAG_DISCARD_ALL:
-        on_discard_all(s);
-        break;
-    case TAG_DISCARD_TEMP:
-        s->dirty &= (uint16_t)~PRT_STATE_BIT(TEMP);
-        break;
-    case TAG_DO:
-    case TAG_CALL:
-    case TAG_LOAD:
-        prt_keep_always(s, OPAQUE);
-        break;
-    case TAG_OTHER:
-        break;
+static void on_release(struct prt_session *s, const struct done *d)
+{
+    prt_keep_release(s, name_of(d));
+}
+
+static void on_set(struct prt_session *s, const struct done *d)
+{
+    const struct prt_sql_stmt *st = d->st;
+
+    if (!st) {
+        prt_keep_always(s, SETTING);
+        return;
+    }
+    if (st->flags & PRT_SQL(LOCAL)) {
+        return;
+    }
+    if (!st->n_sets && !roles_of(st)) {
+        prt_keep_always(s, SETTING);
+    }
+    change_role(s, st);
+    set_all(s, st);
+}
+
+static void on_reset(struct prt_session *s, const struct done *d)
+{
+    const struct prt_sql_stmt *st = d->st;
+
+    if (st && st->flags & PRT_SQL(RESET_ALL)) {
+        prt_journal_reset_all(&s->now);
+        s->dirty &= (uint16_t)~SETTING;
+    } else if (st && roles_of(st)) {
+        change_role(s, st);
+    } else if (st && st->name.n) {
+        set_one(s, st->name, (struct prt_str){NULL, 0});
+    } else {
+        prt_keep_always(s, SETTING);
     }
 }
 
+static void on_listen(struct prt_session *s, const struct done *d)
+{
+    const struct prt_sql_stmt *st = d->st;
+    char hex[2 * PRT_NAME_MAX];
+    struct prt_str name, value;
+
+    if (s->fans_out && st && st->name.n && st == prt_effects_only(d->e)) {
+        name = hex_of(st->name, hex);
+        s->channels = prt_params_with(s->channels, name, (struct prt_str){NULL, 0});
+        if (prt_params_get(s->channels, name, &value)) {
+            return;
+        }
+    }
+    s->dirty |= PRT_STATE_BIT(LISTEN);
+}
+
+static void unlisten_all(struct prt_session *s)
+{
+    prt_keep_assign(&s->channels, prt_params_empty());
+    s->dirty &= (uint16_t)~PRT_STATE_BIT(LISTEN);
+}
+
+static void on_unlisten(struct prt_session *s, const struct done *d)
+{
+    const struct prt_sql_stmt *st = d->st;
+    char hex[2 * PRT_NAME_MAX];
+
+    if (!st) {
+        return;
+    }
+    if (prt_str_eqz(st->name, "*")) {
+        unlisten_all(s);
+    } else {
+        s->channels = prt_params_without(s->channels, hex_of(st->name, hex));
+    }
+}
+
+static void on_prepare(struct prt_session *s, const struct done *d)
+{
+    prt_keep_prepared(s, name_of(d));
+}
+
+static void on_deallocate(struct prt_session *s, const struct done *d)
+{
+    prt_keep_deallocated(s, d->st, d->tag == TAG_DEALLOCATE_ALL);
+}
+
+static void on_declare(struct prt_session *s, const struct done *d)
+{
+    if (d->st ? d->st->flags & PRT_SQL(HOLD) : d->e != NULL) {
+        prt_keep_held(s, name_of(d));
+    }
+}
+
+static void on_close(struct prt_session *s, const struct done *d)
+{
+    prt_keep_closed(s, d->st, d->tag == TAG_CLOSE_ALL);
+}
+
+static void on_discard_all(struct prt_session *s, const struct done *d)
+{
+    (void)d;
+    /* it commits, but has not always: before 2022 a rollback of the rest of its batch undid it */
+    s->is_unsure |= prt_keep_is_provisional(s) || s->dirty || s->now != prt_params_empty() ||
+                    s->channels != prt_params_empty();
+    prt_keep_assign(&s->now, prt_params_empty());
+    unlisten_all(s);
+    s->dirty = 0;
+    s->roles = 0;
+    prt_keep_end_state(s, PRT_STATES_SURVIVE | PRT_STATE_BIT(HOLD));
+    prt_keep_no_names(s, PRT_STATE_BIT(PREPARE) | PRT_STATE_BIT(HOLD));
+    prt_keep_settle(s);
+}
+
+static void on_discard_temp(struct prt_session *s, const struct done *d)
+{
+    (void)d;
+    s->dirty &= (uint16_t)~PRT_STATE_BIT(TEMP);
+}
+
+static void on_opaque(struct prt_session *s, const struct done *d)
+{
+    (void)d;
+    prt_keep_always(s, OPAQUE);
+}
+
+/* ---- what the caller tells ---- */
 void prt_session_complete(struct prt_session *s, const struct prt_effects *e, unsigned nth,
                           struct prt_str text)
 {
-    const struct prt_sql_stmt *st = e && nth < e->n ? &e->stmt[nth] : NULL;
-    enum tag tag = tag_of(text);
+    struct done d = {e, e && nth < e->n ? &e->stmt[nth] : NULL, tag_of(text)};
     bool is_last = e && nth + 1u >= e->n;
 
     if (e && is_last && e->hides & (PRT_HIDES_TEMP | PRT_HIDES_CONFIG | PRT_HIDES_FUNCTION)) {
         on_unknown(s, e);
     }
-    if ((st && !fits(tag, st, text)) || (e && !st && !e->is_cut)) {
+    if ((d.st && !fits(d.tag, d.st, text)) || (e && !d.st && !e->is_cut)) {
         on_unknown(s, e);
-        st = NULL;
+        d.st = NULL;
     }
-    if (st) {
-        on_text(s, st, tag, text);
+    if (d.st) {
+        on_text(s, d.st, d.tag, text);
     }
-    on_tag(s, e, st, tag);
+    if (d.tag != TAG_OTHER) {
+        tags[d.tag].on(s, &d);
+    }
     s->is_unsure |=
-        tag == TAG_OTHER && !s->is_open && prt_keep_is_provisional(s) && may_commit(text);
+        d.tag == TAG_OTHER && !s->is_open && prt_keep_is_provisional(s) && may_commit(text);
 }
 
 void prt_session_failed(struct prt_session *s, const struct prt_effects *e, unsigned nth)
@@ -510,11 +540,13 @@ void prt_session_cleaned(struct prt_session *s, unsigned states)
     }
     prt_keep_end_state(s, states);
     if (states & SETTING) { /* RESET ALL takes all along */
-        prt_keep_assign(&s->now, prt_params_empty());
-        prt_keep_assign(&s->settled, prt_params_empty());
+        prt_journal_reset_all(&s->now);
+        prt_journal_reset_all(&s->settled);
     }
     if (states & PRT_STATE_BIT(ROLE)) {
         s->roles = s->roles_settled = 0;
+        s->now = prt_params_without(s->now, PRT_STR("role"));
+        s->settled = prt_params_without(s->settled, PRT_STR("role"));
     }
     prt_keep_no_names(s, states);
 }

@@ -50,6 +50,8 @@ PRT_MUST_CHECK bool prt_journal_put(const struct prt_params **j, struct prt_str 
                                     struct prt_str value);
 /** `*j` without a name; false: no memory. */
 PRT_MUST_CHECK bool prt_journal_drop(const struct prt_params **j, struct prt_str name);
+/** RESET ALL: all but the role. */
+void prt_journal_reset_all(const struct prt_params **j);
 
 /* ---- keep.c ---- */
 /* what a rollback leaves */

@@ -407,6 +407,21 @@ TEST(role_is_a_role_however_it_is_set)
     CHECK_INT(out.stmt[0].n_sets, 0);
     CHECK_INT(first("set Role = 'x'")->flags, PRT_SQL(ROLE));
     CHECK_INT(first("set role none")->flags, PRT_SQL(ROLE));
+    CHECK_INT(first("set role none")->role_to, PRT_SQL_ROLE_NONE);
+    CHECK_INT(first("set role to \"none\"")->role_to, PRT_SQL_ROLE_NONE);
+    CHECK_INT(first("set role 'NONE'")->role_to, PRT_SQL_ROLE_NAMED);
+    CHECK_INT(first("set role nones")->role_to, PRT_SQL_ROLE_NAMED);
+    CHECK_INT(first("set session authorization none")->role_to, PRT_SQL_ROLE_NAMED);
+    CHECK_INT(first("set session authorization default")->role_to, PRT_SQL_ROLE_DEFAULT);
+    CHECK_INT(first("set session authorization \"default\"")->role_to, PRT_SQL_ROLE_NAMED);
+    CHECK_INT(first("set role = default")->role_to, PRT_SQL_ROLE_DEFAULT);
+    CHECK_INT(first("set role from current")->role_to, PRT_SQL_ROLE_NAMED);
+    CHECK_INT(first("reset role")->role_to, PRT_SQL_ROLE_DEFAULT);
+    CHECK_INT(first("reset session authorization")->role_to, PRT_SQL_ROLE_DEFAULT);
+    CHECK_INT(first("select set_config('role','none',false), "
+                    "set_config('session_authorization','x',false)")
+                  ->role_to,
+              PRT_SQL_ROLE_NAMED);
     CHECK_INT(first("set session_authorization to x")->flags, PRT_SQL(AUTH));
     CHECK_INT(first("reset \"role\"")->flags, PRT_SQL(ROLE));
     CHECK_INT(first("reset session_authorization")->flags, PRT_SQL(AUTH));

@@ -397,6 +397,11 @@ TEST(roles)
          {"RESET ROLE; RESET SESSION AUTHORIZATION", "RESET|RESET", 'I'});
     CASE("", BEGIN, {"SET ROLE x", "SET", 'T'}, ROLLBACK);
     CASE("role", {"SET ROLE x", "SET", 'I'}, BEGIN, {"RESET ROLE", "RESET", 'T'}, ROLLBACK);
+    CASE("", {"SET ROLE x", "SET", 'I'}, {"SET role TO DEFAULT", "SET", 'I'});
+    CASE("", {"SET SESSION AUTHORIZATION x", "SET", 'I'},
+         {"SET SESSION AUTHORIZATION DEFAULT", "SET", 'I'});
+    CASE("role", {"SET SESSION AUTHORIZATION x", "SET", 'I'},
+         {"SET LOCAL SESSION AUTHORIZATION DEFAULT", "SET", 'I'});
 }
 
 TEST(temporary_objects)
@@ -565,6 +570,8 @@ TEST(effects_tell_what_a_text_would_leave)
     CHECK_INT(states_of("SET ROLE x"), PRT_STATE_BIT(ROLE));
     CHECK_INT(states_of("SET LOCAL ROLE x"), 0);
     CHECK_INT(states_of("RESET ROLE"), 0);
+    CHECK_INT(states_of("SET ROLE NONE"), 0);
+    CHECK_INT(states_of("SET SESSION AUTHORIZATION DEFAULT"), 0);
     CHECK_INT(states_of("CREATE TEMP TABLE t()"), PRT_STATE_BIT(TEMP));
     CHECK_INT(states_of("DECLARE c CURSOR WITH HOLD FOR SELECT 1"), PRT_STATE_BIT(HOLD));
     CHECK_INT(states_of("SELECT pg_advisory_lock(1)"), PRT_STATE_BIT(ADVISORY));
@@ -682,6 +689,30 @@ TEST(a_diff_turns_one_journal_into_another)
                true);
 }
 
+TEST(no_role_is_a_setting_that_only_reset_role_resets)
+{
+    CASE("role=none", {"SET ROLE x", "SET", 'I'}, {"SET ROLE NONE", "SET", 'I'});
+    CASE("role=none", {"SET SESSION ROLE 'none'", "SET", 'I'}, {"RESET ALL", "RESET", 'I'});
+    CASE("role=none", {"SELECT set_config('role', 'none', false)", "SELECT 1", 'I'}, BEGIN,
+         {"SET ROLE x", "SET", 'T'}, ROLLBACK);
+    CASE("role", BEGIN, {"SET ROLE NONE", "SET", 'T'}, {"SET ROLE x", "SET", 'T'}, COMMIT);
+    CASE("", {"SET ROLE NONE", "SET", 'I'}, {"RESET ROLE", "RESET", 'I'});
+    CASE("", {"SET ROLE NONE", "SET", 'I'}, {"DISCARD ALL", "DISCARD ALL", 'I'});
+    CASE("", {"SET LOCAL ROLE NONE", "SET", 'I'});
+    CASE("role opaque", {"SET ROLE NONE", "SET", 'I'}, {"SET SESSION AUTHORIZATION x", "SET", 'I'});
+
+    struct prt_session s;
+    prt_session_init(&s);
+    step(&s, &(struct step){"SET ROLE NONE; SET a.b TO 1", "SET|SET", 'I'});
+    prt_session_cleaned(&s, PRT_STATE_BIT(SETTING));
+    CHECK_STR(show(s.settled, s.dirty, s.channels), "role=none");
+    prt_session_cleaned(&s, PRT_STATE_BIT(ROLE));
+    CHECK_STR(show(s.settled, s.dirty, s.channels), "");
+    prt_session_fini(&s);
+    CHECK_STR(diff("SELECT 1", "SELECT 1", "SET ROLE NONE", "SET", 1, true), "SET role TO none;");
+    CHECK_STR(diff("SET ROLE NONE", "SET", "SELECT 1", "SELECT 1", 1, true), "RESET role;");
+}
+
 static const char *clean(unsigned states, bool want_forgets)
 {
     static char text[300];
@@ -728,7 +759,7 @@ enum { M_NAMES = 4, M_DEPTH = 200 };
 struct m_state {
     int value[M_NAMES];      /* 0: as at login */
     unsigned channels, born; /* bit sets; born: WITH HOLD cursors of this transaction */
-    bool is_temp, listens, has_role, has_auth;
+    bool is_temp, listens, has_role, has_auth, has_no_role;
 };
 struct model {
     struct m_state now, settled, at[M_DEPTH];
@@ -860,12 +891,17 @@ static const char *m_set(struct model *m, char *sql, size_t n)
 
 static const char *m_role(struct model *m, char *sql, size_t n)
 {
-    bool is_set = dice(2), is_role = dice(2);
+    static const char *const forms[2][4] = {
+        {"SET SESSION AUTHORIZATION x", "RESET SESSION AUTHORIZATION",
+         "SET SESSION AUTHORIZATION DEFAULT", "SET SESSION AUTHORIZATION 'x'"},
+        {"SET ROLE x", "RESET ROLE", "SET role TO DEFAULT", "SET ROLE NONE"}};
+    bool is_role = dice(2) || m->now.has_no_role; /* both: opaque */
+    unsigned form = dice(is_role && m->now.has_auth ? 3 : 4);
 
-    (void)snprintf(sql, n, "%s %s%s", is_set ? "SET" : "RESET",
-                   is_role ? "ROLE" : "SESSION AUTHORIZATION", is_set ? " x" : "");
-    *(is_role ? &m->now.has_role : &m->now.has_auth) = is_set;
-    return is_set ? "SET" : "RESET";
+    (void)snprintf(sql, n, "%s", forms[is_role][form]);
+    *(is_role ? &m->now.has_role : &m->now.has_auth) = form == 0 || (form == 3 && !is_role);
+    m->now.has_no_role = is_role && form == 3;
+    return form == 1 ? "RESET" : "SET";
 }
 
 static const char *m_listen(struct model *m, char *sql, size_t n, bool is_alone)
@@ -1030,6 +1066,9 @@ static const char *m_show(const struct model *m, const struct m_state *at)
         (void)snprintf(name, sizeof name, "a.n%d", i);
         (void)snprintf(value, sizeof value, v < 0 ? ":'%d'" : "=%d", abs(v));
         j = v ? prt_params_with(j, prt_str_of(name), prt_str_of(value)) : j;
+    }
+    if (at->has_no_role) {
+        j = prt_params_with(j, PRT_STR("role"), PRT_STR("=none"));
     }
     for (int i = 0; i < 3; i++) {
         char name[20];

@@ -107,7 +107,8 @@ local FAILURES = { "select 1/0", "selec", "select * from no_such_table", "select
 -- What no other server can be given: the client keeps its own, so a third client must not hold one.
 local PINS = { "prepare sa as select 'sa'", "prepare sa as select 2", "execute sa", "deallocate sa",
   "create temp table tt as select 1 as x", "select count(*) from tt", "drop table tt",
-  "discard temp", "set role globex", "reset role", "set session authorization globex",
+  "discard temp", "set role globex", "reset role", "set role none", "set role none",
+  "set session authorization globex", "set session authorization default",
   "reset session authorization", "select current_user, session_user", "select current_user",
   "select pg_advisory_lock_shared(1)", "select pg_advisory_unlock_shared(1)",
   "set app.x = '\\'", "set work_mem = 5000",

@@ -32,10 +32,11 @@ local KINDS = {
     ends = { "deallocate left_statement", "deallocate all" },
   }, {
     what = "SET ROLE", kind = "role", make = "set role globex", probe = "select current_user",
-    clean = "acme", ends = { "reset role" },
+    clean = "acme", ends = { "reset role", "set role none", "set role = default" },
   }, {
     what = "SET SESSION AUTHORIZATION", kind = "role", make = "set session authorization globex",
-    probe = "select session_user", clean = "acme", ends = { "reset session authorization" },
+    probe = "select session_user", clean = "acme",
+    ends = { "reset session authorization", "set session authorization default" },
   }, {
     what = "a DO that sets something", kind = "opaque", probe = "show work_mem", clean = "4MB",
     make = "do $$ begin perform set_config('work_mem', '77MB', false); end $$",
@@ -222,6 +223,7 @@ describe("session state", function()
       mixed = "mode = 'transaction', max_size = 2, "
         .. "session_state = { temp = 'refuse', role = 'reset', default = 'pin' }",
       plain = "mode = 'transaction', max_size = 2",
+      role = "mode = 'transaction', max_size = 2",
     }
     for _, rule in ipairs(RULES) do
       for i, way in ipairs(WAYS) do
@@ -359,6 +361,26 @@ describe("session state", function()
       end)
     end
   end
+
+  it("SET ROLE NONE follows its client alone, where the login gives a role", function()
+    rig.sql("alter role globex set role = 'acme'", "app")
+    local a, b = px:login("role", "globex"), px:login("role", "globex")
+    local other = px:login("role", "globex")
+    assert.equal("acme", one(a, "select current_user"))
+    a:ask "set role postgres; set role none"
+    for i = 1, 6 do
+      other:ask(i % 2 == 0 and "commit" or "begin")
+      assert.equal(0, pinned("role", "role"))
+      assert.equal("globex", one(a, "select current_user"))
+      assert.equal("acme", one(b, "select current_user"))
+    end
+    a:ask "begin; reset role; rollback"
+    a:ask "reset all"
+    assert.equal("globex", one(a, "select current_user"))
+    a:ask "reset role"
+    assert.equal("acme", one(a, "select current_user"))
+    rig.sql("alter role globex reset role", "app")
+  end)
 
   it("that was rolled back pins nothing", function()
     local c = px:login "two"
