@@ -219,7 +219,8 @@ static bool keep_set(char **room, const struct prt_sql_set *from, struct prt_sql
         !is_replayable(from->value)) {
         return false;
     }
-    *to = (struct prt_sql_set){.name = keep(room, from->name, true), .is_config = from->is_config};
+    *to = (struct prt_sql_set){
+        .name = keep(room, from->name, true), .is_config = from->is_config, .column = from->column};
     *(*room)++ = from->is_config ? PRT_JOURNAL_LITERAL : PRT_JOURNAL_RAW;
     to->value = keep(room, from->value, false);
     return true;
@@ -234,6 +235,7 @@ static void keep_stmt(char **room, const struct prt_sql_stmt *from, struct prt_s
     for (unsigned i = 0; i < from->n_sets; i++) {
         if (keep_set(room, &from->set[i], &to->set[to->n_sets])) {
             to->n_sets++;
+            to->wants_row |= from->set[i].column != 0;
         } else {
             to->has_unknown_set = true;
         }
@@ -262,6 +264,7 @@ struct prt_effects *prt_effects_make(const struct prt_sql *read, struct prt_str 
     for (unsigned i = 0; i < e->n; i++) {
         keep_stmt(&room, &read->stmt[i], &e->stmt[i]);
         e->states |= prt_stmt_states(&e->stmt[i]);
+        e->wants_rows |= e->stmt[i].wants_row;
     }
     if (e->hides & (PRT_HIDES_TEMP | PRT_HIDES_CONFIG | PRT_HIDES_FUNCTION)) {
         e->states |= PRT_STATE_BIT(OPAQUE);
@@ -331,6 +334,11 @@ const struct prt_sql_stmt *prt_effects_only(const struct prt_effects *e)
     return e && e->n == 1 && !e->is_cut ? &e->stmt[0] : NULL;
 }
 
+bool prt_effects_wants_rows(const struct prt_effects *e)
+{
+    return e && e->wants_rows;
+}
+
 bool prt_effects_deallocates(const struct prt_effects *e)
 {
     return e && (e->flags & FORGETS || e->hides & PRT_HIDES_DROP);
@@ -350,7 +358,7 @@ static int resets_name(const struct prt_sql_stmt *st, struct prt_str name)
     }
     for (unsigned i = st->n_sets; i-- > 0;) {
         if (same_name(st->set[i].name, name)) {
-            return st->set[i].value.n == 0;
+            return st->set[i].value.n == 0 && st->set[i].column == 0;
         }
     }
     return -1;

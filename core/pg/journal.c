@@ -175,6 +175,55 @@ static bool is_sure_value(struct prt_str name, struct prt_str value)
     return is_sure_name(name) && is_ascii(name) && is_ascii(value);
 }
 
+/* Real numbers are shown with six digits, and an extension may show what it likes. */
+static bool is_shown_exactly(struct prt_str name, struct prt_str text)
+{
+    static const char *const real[] = {"_cost", "_fraction", "_factor", "_multiplier",
+                                       "_rate", "_bias",     "_seed",   "_delay"};
+
+    if (!is_ascii(text) && memchr(text.p, '\\', text.n)) {
+        return false; /* it may be half of a character */
+    }
+    if (memchr(name.p, '.', name.n)) {
+        return is_sure_name(name);
+    }
+    for (size_t i = 0; i < sizeof real / sizeof *real; i++) {
+        size_t n = strlen(real[i]);
+        struct prt_str tail = {name.p + name.n - n, n};
+        if (name.n > n && is_name(tail, real[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* ---- literals ---- */
+static void add(struct prt_buf *b, struct prt_str s)
+{
+    (void)prt_buf_add(b, s.p, s.n);
+}
+
+/* Every byte of `s` that is `quote`, twice; and backslashes too where they escape. */
+static void add_doubled(struct prt_buf *b, struct prt_str s, char quote, bool escapes)
+{
+    for (size_t i = 0; i < s.n; i++) {
+        if (s.p[i] == quote || (escapes && s.p[i] == '\\')) {
+            (void)prt_buf_add(b, s.p + i, 1);
+        }
+        (void)prt_buf_add(b, s.p + i, 1);
+    }
+}
+
+/* A literal whatever standard_conforming_strings says. */
+static void add_literal(struct prt_buf *b, struct prt_str s)
+{
+    bool escapes = s.n && memchr(s.p, '\\', s.n);
+
+    add(b, escapes ? PRT_STR("E'") : PRT_STR("'"));
+    add_doubled(b, s, '\'', escapes);
+    add(b, PRT_STR("'"));
+}
+
 /* ---- changing one ---- */
 bool prt_journal_put(const struct prt_params **j, struct prt_str name, struct prt_str value)
 {
@@ -185,6 +234,22 @@ bool prt_journal_put(const struct prt_params **j, struct prt_str name, struct pr
     }
     *j = prt_params_with(*j, name, value);
     return prt_params_get(*j, name, &there) && prt_str_eq(there, value);
+}
+
+bool prt_journal_put_text(const struct prt_params **j, struct prt_str name, struct prt_str text)
+{
+    char kind = PRT_JOURNAL_LITERAL;
+    struct prt_buf b = {0};
+    bool ok = text.n <= PRT_JOURNAL_VALUE && is_shown_exactly(name, text);
+
+    if (ok) {
+        (void)prt_buf_add(&b, &kind, 1);
+        add_literal(&b, text);
+        ok = !b.failed && b.n <= PRT_JOURNAL_VALUE &&
+             prt_journal_put(j, name, (struct prt_str){(const char *)prt_buf_data(&b), b.n});
+    }
+    prt_buf_free(&b);
+    return ok;
 }
 
 bool prt_journal_drop(const struct prt_params **j, struct prt_str name)
@@ -208,22 +273,6 @@ void prt_journal_reset_all(const struct prt_params **j)
 }
 
 /* ---- the SQL ---- */
-static void add(struct prt_buf *b, struct prt_str s)
-{
-    (void)prt_buf_add(b, s.p, s.n);
-}
-
-/* Every byte of `s` that is `quote`, twice; and backslashes too where they escape. */
-static void add_doubled(struct prt_buf *b, struct prt_str s, char quote, bool escapes)
-{
-    for (size_t i = 0; i < s.n; i++) {
-        if (s.p[i] == quote || (escapes && s.p[i] == '\\')) {
-            (void)prt_buf_add(b, s.p + i, 1);
-        }
-        (void)prt_buf_add(b, s.p + i, 1);
-    }
-}
-
 /* Quoted unless it is one plain word: no parameter of PostgreSQL's own has the name of a reserved
  * word, but parts of others do (app.user), and quotes may go around the dot. */
 static void add_name(struct prt_buf *b, struct prt_str name)
@@ -241,16 +290,6 @@ static void add_name(struct prt_buf *b, struct prt_str name)
     add(b, PRT_STR("\""));
     add_doubled(b, name, '"', false);
     add(b, PRT_STR("\""));
-}
-
-/* A literal whatever standard_conforming_strings says. */
-static void add_literal(struct prt_buf *b, struct prt_str s)
-{
-    bool escapes = s.n && memchr(s.p, '\\', s.n);
-
-    add(b, escapes ? PRT_STR("E'") : PRT_STR("'"));
-    add_doubled(b, s, '\'', escapes);
-    add(b, PRT_STR("'"));
 }
 
 static void add_set(struct prt_buf *b, struct prt_str name, struct prt_str value)

@@ -54,6 +54,8 @@ struct prt_sql_set {
     struct prt_str value; /* as written, to be put behind "SET name TO " ("a, 'b'"), or the literal
                            * with its quotes (is_config); empty: TO DEFAULT */
     bool is_config;       /* a literal for set_config(): one string, however many values */
+    uint8_t column; /* from 1: of the statement's one row, where set_config() returns the value,
+                     * which the text does not tell; 0: it does */
 };
 /* With ROLE or AUTH: what the role becomes. */
 enum prt_sql_role {
@@ -65,7 +67,7 @@ struct prt_sql_stmt {
     uint8_t cls; /* enum prt_sql_class */
     uint8_t n_sets;
     uint8_t role_to;      /* enum prt_sql_role */
-    bool has_unknown_set; /* SETCONFIG with what is no literal, or a SET that was not understood */
+    bool has_unknown_set; /* a set_config() or SET that was not understood */
     uint64_t flags;       /* PRT_SQL() bits */
     /* the object that it names, folded as PostgreSQL does, quotes removed (and "" made one; then it
      * points into prt_sql.room): the parameter of RESET, channel of LISTEN and UNLISTEN ("*"), name
@@ -73,6 +75,7 @@ struct prt_sql_stmt {
     struct prt_str name;
     bool is_release; /* with SAVEPOINT: RELEASE */
     bool is_rollback_to;
+    bool wants_row; /* one of `set` has a column; told by effects.c */
     struct prt_sql_set set[PRT_SQL_SETS];
 };
 struct prt_sql {
@@ -94,6 +97,9 @@ void prt_sql_read(struct prt_str sql, bool scs, struct prt_sql *out);
  * statement in the text has a flag of `PRT_SQL_SESSION_FLAGS`? false: perhaps not; read it.
  * All of the text is looked at, so long inserts are plain although they would be `cut`. */
 bool prt_sql_is_plain(struct prt_str sql);
+/** "pg_temp" is somewhere in a text or a value: in a search_path it makes of each CREATE a
+ * temporary object. */
+bool prt_sql_names_pg_temp(struct prt_str s);
 #define PRT_SQL_SESSION_FLAGS                                                                      \
     (PRT_SQL(ADVISORY) | PRT_SQL(AUTH) | PRT_SQL(CLOSE) | PRT_SQL(CLOSE_ALL) |                     \
      PRT_SQL(DEALLOCATE) | PRT_SQL(DEALLOCATE_ALL) | PRT_SQL(DISCARD_ALL) |                        \

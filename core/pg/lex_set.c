@@ -101,17 +101,20 @@ struct prt_str prt_parse_parameter(struct prt_parse *q, bool folds)
 }
 
 /* ---- assignments ---- */
+bool prt_sql_names_pg_temp(struct prt_str s)
+{
+    for (size_t i = 0; i + 7 <= s.n; i++) {
+        if (prt_sql_spells(s.p + i, "pg_temp", 7)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* In a search_path of strings: a later CREATE would make temporary objects and not say so. */
 static void look_for_pg_temp(struct prt_parse *q)
 {
-    struct prt_str s = q->f->text;
-
-    for (size_t i = 0; i + 7 <= s.n; i++) {
-        if (prt_sql_spells(s.p + i, "pg_temp", 7)) {
-            q->st->flags |= PRT_SQL(TEMP);
-            return;
-        }
-    }
+    q->st->flags |= prt_sql_names_pg_temp(q->f->text) ? PRT_SQL(TEMP) : 0;
 }
 
 static bool same_name(struct prt_str a, struct prt_str b)
@@ -527,7 +530,26 @@ static bool read_item(struct prt_parse *q, struct config_call *c)
     return is_op(&q->t, ',') || at_end(q);
 }
 
-/* SELECT set_config(...), ... and nothing else, with literals: then it is sure what it does. */
+/* Item number `column` of the list; its value is a literal, NULL, which means DEFAULT, or what its
+ * row will say. */
+static bool assign_item(struct prt_parse *q, const struct config_call *c, uint8_t column)
+{
+    struct prt_sql_set set = {.name = c->arg[0].inner, .is_config = true};
+
+    if (!is_literal(c, 0) || !c->arg[0].is_simple || c->n_tokens[1] == 0) {
+        return false;
+    }
+    if (is_literal(c, 1)) {
+        set.value = c->arg[1].raw;
+    } else if (c->n_tokens[1] > 1 || c->arg[1].kind != PRT_TOK_WORD ||
+               !spells(c->arg[1].raw, "null")) {
+        set.column = column;
+    }
+    assign(q, set);
+    return true;
+}
+
+/* SELECT set_config(...), ... and nothing else: then it is sure what it does. */
 static bool read_configs(struct prt_parse *q)
 {
     struct config_call c;
@@ -535,23 +557,20 @@ static bool read_configs(struct prt_parse *q)
     if (!accept(q, PRT_W_SELECT)) {
         return false;
     }
-    for (;;) {
+    for (uint8_t column = 1; column < UINT8_MAX; column++) {
         if (!read_item(q, &c)) {
             return false;
         }
         enum locality loc = locality(&c);
-        if (loc == IS_EITHER || (loc == IS_SESSION && (!is_literal(&c, 0) || !c.arg[0].is_simple ||
-                                                       !is_literal(&c, 1)))) {
+        if (loc == IS_EITHER || (loc == IS_SESSION && !assign_item(q, &c, column))) {
             return false;
-        }
-        if (loc == IS_SESSION) {
-            assign(q, (struct prt_sql_set){c.arg[0].inner, c.arg[1].raw, true});
         }
         if (at_end(q)) {
             return true;
         }
         next(q);
     }
+    return false;
 }
 
 static bool all_local(struct prt_parse *q)

@@ -129,6 +129,8 @@ PRT_MUST_CHECK bool prt_txn_inject(struct prt_txn *t, uint8_t kind, uint8_t sub)
 void prt_txn_mark_refused(struct prt_txn *t);
 /** Mark the newest request as noted; there must be one, so not while the server skips. */
 void prt_txn_note(struct prt_txn *t);
+/** Is the request noted that the server answers now? For a row, which tells nothing else. */
+bool prt_txn_is_noted(const struct prt_txn *t);
 /** A request that is answered here when all before it are: part of the batch, always noted. Not
  * while the server skips or copies. false: the queue is full. */
 PRT_MUST_CHECK bool prt_txn_push_local(struct prt_txn *t);

@@ -119,11 +119,71 @@ static void set_one(struct prt_session *s, struct prt_str name, struct prt_str v
 
 static void set_all(struct prt_session *s, const struct prt_sql_stmt *st)
 {
-    if (st->has_unknown_set) {
+    if (st->has_unknown_set || (st->wants_row && (!s->has_row || s->has_bad_row))) {
         prt_keep_always(s, SETTING);
     }
     for (unsigned i = 0; i < st->n_sets; i++) {
-        set_one(s, st->set[i].name, st->set[i].value);
+        if (!st->set[i].column) {
+            set_one(s, st->set[i].name, st->set[i].value);
+        }
+    }
+}
+
+/* Column number `column`, from 1, of a DataRow. false: it is not here, or NULL. */
+static bool column_of(const struct prt_msg *row, unsigned column, struct prt_str *text)
+{
+    uint32_t at = 2, n = 0;
+
+    if (row->have < 2 || column > prt_get16(row->body)) {
+        return false;
+    }
+    while (column--) {
+        at += n;
+        if (row->have - at < 4) {
+            return false;
+        }
+        n = prt_get32(row->body + at);
+        at += 4;
+        if (n > row->have - at) { /* NULL among them */
+            return false;
+        }
+    }
+    *text = (struct prt_str){(const char *)row->body + at, n};
+    return !memchr(text->p, 0, n);
+}
+
+static bool set_by_row(struct prt_session *s, const struct prt_sql_set *set,
+                       const struct prt_msg *row)
+{
+    struct prt_str text;
+
+    if (prt_set_kind_of(set->name) != PRT_SET_JOURNAL) {
+        set_one(s, set->name, PRT_STR("row"));
+        return true;
+    }
+    if (!column_of(row, set->column, &text)) {
+        return false;
+    }
+    if (prt_sql_names_pg_temp(text)) {
+        s->dirty |= PRT_STATE_BIT(TEMP); /* in a search_path: a CREATE will not say so */
+    }
+    return prt_journal_put_text(&s->now, set->name, text);
+}
+
+void prt_session_row(struct prt_session *s, const struct prt_effects *e, unsigned nth,
+                     const struct prt_msg *row)
+{
+    const struct prt_sql_stmt *st = e && nth < e->n ? &e->stmt[nth] : NULL;
+
+    if (!st || !st->wants_row) {
+        return;
+    }
+    s->has_bad_row |= s->has_row; /* one of several is none of ours */
+    s->has_row = true;
+    for (unsigned i = 0; i < st->n_sets; i++) {
+        if (st->set[i].column) {
+            s->has_bad_row |= !set_by_row(s, &st->set[i], row);
+        }
     }
 }
 
@@ -479,6 +539,7 @@ void prt_session_complete(struct prt_session *s, const struct prt_effects *e, un
     if (d.tag != TAG_OTHER) {
         tags[d.tag].on(s, &d);
     }
+    s->has_row = s->has_bad_row = false;
     s->is_unsure |=
         d.tag == TAG_OTHER && !s->is_open && prt_keep_is_provisional(s) && may_commit(text);
 }
@@ -486,6 +547,7 @@ void prt_session_complete(struct prt_session *s, const struct prt_effects *e, un
 void prt_session_failed(struct prt_session *s, const struct prt_effects *e, unsigned nth)
 {
     s->has_failed = true;
+    s->has_row = s->has_bad_row = false;
     if (!e || s->is_aborted) {
         return;
     }

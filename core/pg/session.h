@@ -10,6 +10,7 @@
 #include "base/state.h"
 #include "pg/lex.h"
 
+struct prt_msg;
 struct prt_params;
 
 const char *prt_state_name(enum prt_state_kind kind);
@@ -27,6 +28,8 @@ uint64_t prt_effects_flags(const struct prt_effects *e);
 unsigned prt_effects_states(const struct prt_effects *e);
 /** The only statement of its text, if it is one; else NULL. Strings belong to `e`. */
 const struct prt_sql_stmt *prt_effects_only(const struct prt_effects *e);
+/** What it sets is told by a row that it returns: prt_session_row() wants to see it. */
+bool prt_effects_wants_rows(const struct prt_effects *e);
 /** DEALLOCATE or DISCARD in any form is among them: prepared statements may go. */
 bool prt_effects_deallocates(const struct prt_effects *e);
 
@@ -52,6 +55,7 @@ struct prt_session {
     bool is_in_block;              /* the last ReadyForQuery said T or E */
     bool is_open;                  /* BEGIN without COMMIT or ROLLBACK, as far as tags tell */
     bool is_aborted;               /* it said E, and no rollback since: nothing runs */
+    bool has_row, has_bad_row;     /* of the statement that is running: it has told what it sets */
     struct prt_savepoints *points; /* and names of cursors, statements; NULL: none */
 };
 /** Is `channel` (as PostgreSQL folds it) in that set of channels? */
@@ -67,6 +71,10 @@ void prt_session_complete(struct prt_session *s, const struct prt_effects *e, un
                           struct prt_str tag);
 /** The usual tags, with a number behind them: of a text without effects they tell nothing. */
 bool prt_tag_counts_rows(struct prt_str tag);
+/** DataRow of that statement, of a text that wants rows: what set_config() returned is what it has
+ * set. As much of it as is here. */
+void prt_session_row(struct prt_session *s, const struct prt_effects *e, unsigned nth,
+                     const struct prt_msg *row);
 /** A function may have acted although its statement failed afterwards (advisory locks stay). */
 void prt_session_failed(struct prt_session *s, const struct prt_effects *e, unsigned nth);
 /** ReadyForQuery of the client's. */

@@ -14,6 +14,7 @@ struct prt_effects {
     _Atomic uint32_t refs; /* atomic, any thread: whoever got it from prt_effects_of or _ref */
     /* set at creation */
     bool is_cut;     /* there is more than `stmt` tells */
+    bool wants_rows; /* of one statement */
     uint8_t hides;   /* PRT_HIDES_ bits, only with is_cut */
     uint16_t n;      /* statements */
     unsigned states; /* PRT_STATE bits that running it leaves behind */
@@ -48,6 +49,10 @@ enum prt_set_kind prt_set_kind_of(struct prt_str name);
 /** `*j` with one value changed or added; false: it does not have it (too many, no memory). */
 PRT_MUST_CHECK bool prt_journal_put(const struct prt_params **j, struct prt_str name,
                                     struct prt_str value);
+/** The same for a text that set_config() has returned; false also: it may not be exactly what was
+ * set. */
+PRT_MUST_CHECK bool prt_journal_put_text(const struct prt_params **j, struct prt_str name,
+                                         struct prt_str text);
 /** `*j` without a name; false: no memory. */
 PRT_MUST_CHECK bool prt_journal_drop(const struct prt_params **j, struct prt_str name);
 /** RESET ALL: all but the role. */

@@ -49,6 +49,7 @@ struct prt_stmts {
     bool is_fresh;           /* no request was sent in this lease */
     bool has_ddl;            /* a transaction that is not over has changed the schema */
     uint16_t barriers;       /* unanswered requests that may deallocate everything */
+    uint16_t rows;           /* unanswered requests whose rows prt_stmts_server() must be told of */
     struct prt_notes *notes; /* what answers will confirm or undo, in the order of the queue */
     struct prt_portals *portals; /* of this lease: which of them run a text with effects */
     struct prt_stmt_counts n;

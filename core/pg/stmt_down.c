@@ -388,13 +388,31 @@ static enum prt_down_rc outcome(struct down *d)
     return completed(d, tag);
 }
 
+/* A row tells what its statement has set. */
+static void row(struct prt_stmts *s, struct prt_session *session, const struct prt_msg *m,
+                uint32_t ev)
+{
+    const struct prt_note *note;
+
+    if (!s->rows || !session || ev || !prt_txn_is_noted(s->txn)) {
+        return;
+    }
+    note = prt_note_at(s->notes, s->notes->first);
+    if (note->does & PRT_NOTE_ROWS) {
+        prt_session_row(session, note->effects, note->nth, m);
+    }
+}
+
 enum prt_down_rc prt_stmts_server(struct prt_stmts *s, struct prt_names *names,
                                   struct prt_session *session, const struct prt_msg *m, uint32_t ev,
                                   struct prt_buf *to_client)
 {
-    if (m->type == 'D' || ev & (PRT_EV_VIOLATION | PRT_EV_FATAL | PRT_EV_ASYNC | PRT_EV_PARAM) ||
-        s->txn->is_dead) {
+    if (ev & (PRT_EV_VIOLATION | PRT_EV_FATAL | PRT_EV_ASYNC | PRT_EV_PARAM) || s->txn->is_dead) {
         return PRT_DOWN_PASS; /* nothing was answered, or nothing matters any more */
+    }
+    if (m->type == 'D') {
+        row(s, session, m, ev);
+        return PRT_DOWN_PASS;
     }
     if (s->notes) {
         s->notes->names = names;

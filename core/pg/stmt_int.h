@@ -141,6 +141,7 @@ enum {
     PRT_NOTE_QUERY = 1 << 8,
     PRT_NOTE_WAS_THERE = 1 << 9, /* PARSE: the server may have had it before */
     PRT_NOTE_FOREIGN = 1 << 10,  /* names something that begins like ours; '?' is in front */
+    PRT_NOTE_ROWS = 1 << 11,     /* its rows tell what it sets */
 };
 struct prt_run {                 /* what a portal runs */
     struct prt_effects *effects; /* counted */

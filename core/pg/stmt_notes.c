@@ -73,9 +73,8 @@ struct prt_note *prt_note_add(struct prt_stmts *s, unsigned does)
     note->does = (uint16_t)does;
     note->batch = s->batch;
     note->seq = ++n->names->seq;
-    if (does & PRT_NOTE_BARRIER) {
-        s->barriers++;
-    }
+    s->barriers += does & PRT_NOTE_BARRIER ? 1 : 0;
+    s->rows += does & PRT_NOTE_ROWS ? 1 : 0;
     return note;
 }
 
@@ -103,9 +102,8 @@ void prt_notes_pop(struct prt_stmts *s)
     struct prt_notes *n = s->notes;
     struct prt_note *note = prt_note_at(n, n->first);
 
-    if (note->does & PRT_NOTE_BARRIER) {
-        s->barriers--;
-    }
+    s->barriers -= note->does & PRT_NOTE_BARRIER ? 1 : 0;
+    s->rows -= note->does & PRT_NOTE_ROWS ? 1 : 0;
     if (note->have) {
         have_unhold(note->have);
     }

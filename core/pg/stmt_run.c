@@ -93,7 +93,8 @@ static struct prt_note *note_effects(struct prt_up *u, struct prt_effects *e, co
                                      unsigned does)
 {
     bool may_forget = e && !tag && prt_effects_deallocates(e);
-    struct prt_note *note = prt_note_add(u->s, does | (may_forget ? PRT_NOTE_BARRIER : 0));
+    struct prt_note *note = prt_note_add(u->s, does | (may_forget ? PRT_NOTE_BARRIER : 0) |
+                                                   (prt_effects_wants_rows(e) ? PRT_NOTE_ROWS : 0));
     struct prt_name *name = tag ? prt_up_deallocated(u, e) : NULL;
 
     note->effects = prt_effects_ref(e);

@@ -266,6 +266,11 @@ void prt_txn_note(struct prt_txn *t)
     *at(t, t->count - 1u) |= NOTED;
 }
 
+bool prt_txn_is_noted(const struct prt_txn *t)
+{
+    return peek(t) & NOTED;
+}
+
 /* ---- answered here ---- */
 bool prt_txn_push_local(struct prt_txn *t)
 {

@@ -271,7 +271,8 @@ ON_WORKER static enum step down_message(struct prt_server *s, const struct prt_m
 
     s->drops_rest = false;
     /* else nothing was noted of what it answers */
-    if ((ev || s->txn.noted_gone || m->type == 's') && look_at(s, m, ev, r) == STEP_STOP) {
+    if ((ev || s->txn.noted_gone || m->type == 's' || (m->type == 'D' && s->stmts.rows)) &&
+        look_at(s, m, ev, r) == STEP_STOP) {
         return STEP_STOP;
     }
     r->at += m->size;
@@ -391,7 +392,7 @@ ON_WORKER static bool down_bytes(struct prt_server *s, struct prt_run *r, size_t
     struct prt_msg m;
 
     while (r->at < n) {
-        if (prt_frame_is_clean(&s->frame) && prt_txn_may_be_row(r->p[r->at])) {
+        if (prt_frame_is_clean(&s->frame) && prt_txn_may_be_row(r->p[r->at]) && !s->stmts.rows) {
             r->at += prt_txn_rows(&s->txn, r->p + r->at, n - r->at, max_packet);
         }
         switch (prt_frame_next(&s->frame, PRT_BACKEND, r->p + r->at, n - r->at, max_packet, &m)) {

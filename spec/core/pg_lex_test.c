@@ -470,6 +470,30 @@ TEST(set_config_of_literals_is_an_assignment)
     CHECK(configs("select set_config('a','1',true), set_config('b','2',false)", 0, "b", "'2'"));
 }
 
+/* Name and column of set number i, whose value its row tells. */
+static bool by_row(const char *z, unsigned i, const char *name, unsigned column)
+{
+    return configs(z, i, name, "") && out.stmt[0].set[i].column == column;
+}
+
+TEST(set_config_of_another_value_is_told_by_its_row)
+{
+    static const char three[] = "select set_config('a', $1, true), set_config('b', $2, false) x, "
+                                "set_config('c', 'l', false), set_config('d', f(a, 'b'), 'f')";
+
+    CHECK(by_row("select set_config('a.b', $1, false)", 0, "a.b", 1));
+    CHECK(by_row("select set_config('a.b', $1::text || current_user, FALSE) as x", 0, "a.b", 1));
+    CHECK(by_row("select set_config('a', 'b\\', false)", 0, "a", 1));
+    CHECK(by_row("select set_config('a', (select x from t), false)", 0, "a", 1));
+    CHECK(by_row(three, 0, "b", 2) && by_row(three, 2, "d", 4));
+    CHECK(configs(three, 1, "c", "'l'") && out.stmt[0].set[1].column == 0);
+    CHECK(by_row("select set_config('a','1',false), set_config('A',$1,false)", 0, "A", 2));
+    CHECK(configs("select set_config('a', $1, false), set_config('a', 'x', false)", 0, "a", "'x'"));
+    CHECK(by_row("select set_config('a', nullif('x', 'x'), false)", 0, "a", 1));
+    CHECK(configs("select set_config('a', NULL, false)", 0, "a", "")); /* DEFAULT */
+    CHECK_INT(out.stmt[0].set[0].column, 0);
+}
+
 TEST(set_config_for_the_transaction_is_none)
 {
     CHECK(sets_nothing("select set_config('a','b',true)"));
@@ -480,14 +504,15 @@ TEST(set_config_for_the_transaction_is_none)
 
 TEST(set_config_of_anything_else_is_unknown)
 {
-    CHECK(sets_unknown("select set_config('a', $1, false)"));
     CHECK(sets_unknown("select set_config($1, 'b', false)"));
     CHECK(sets_unknown("select set_config('a', 'b', $1)"));
     CHECK(sets_unknown("select set_config('a', 'b')"));
     CHECK(sets_unknown("select set_config('a', 'b', not true)"));
-    CHECK(sets_unknown("select set_config('a', null, false)"));
-    CHECK(sets_unknown("select set_config('a', 'b\\', false)"));
     CHECK(sets_unknown("select set_config('', 'b', false)"));
+    CHECK(sets_unknown("select set_config('seed', $1, false)"));
+    CHECK(sets_unknown("select set_config('a', , false)"));
+    CHECK(sets_unknown("select set_config('a', $1, false) from t"));
+    CHECK(sets_unknown("select set_config('a', set_config('b', 'c', false), false)"));
     CHECK(sets_unknown("select mine.set_config('a', 'b', false)"));
     CHECK(sets_unknown("select set_config('a', 'b', false) from t"));
     CHECK(sets_unknown("select set_config('a', 'b', false) where false"));

@@ -282,11 +282,104 @@ TEST(set_config_of_literals)
     CASE("a.b:'1'", {"SELECT set_config('a.b', '1', false)", "-", 'I'}); /* PortalSuspended */
     CASE("", {"SELECT set_config('a.b', '1', true)", "SELECT 1", 'I'});
     CASE("setting", {"SELECT set_config('a.b', '1', false)", "SELECT 0", 'I'});
-    CASE("setting", {"SELECT set_config('a.b', $1, false)", "SELECT 1", 'I'});
+    CASE("", {"SET a.b TO 1", "SET", 'I'},
+         {"SELECT set_config('a.b', NULL, false)", "SELECT 1", 'I'});
     CASE("setting", {"EXPLAIN ANALYZE SELECT set_config('a.b', '1', false)", "EXPLAIN", 'I'});
     CASE("prepare setting", {"PREPARE p AS SELECT set_config('a.b', '1', false)", "PREPARE", 'I'});
     CASE("role", {"SELECT set_config('role', 'x', false)", "SELECT 1", 'I'});
     CASE("", BEGIN, {"SELECT set_config('a.b', '1', false)", "SELECT 1", 'T'}, ROLLBACK);
+}
+
+/* What is known after statements with these tags, each with the rows up to the next NO_ROW. */
+static const char *after_rows(const char *sql, const char *tags, const struct prt_str *rows)
+{
+    struct prt_effects *e = effects(sql);
+    struct prt_session s;
+    const char *got, *tag = tags;
+
+    prt_session_init(&s);
+    for (unsigned nth = 0; tag; nth++) {
+        for (; rows->p; rows++) {
+            struct prt_msg m = {.type = 'D', .body = (const uint8_t *)rows->p};
+            m.len = m.have = (uint32_t)rows->n;
+            prt_session_row(&s, e, nth, &m);
+        }
+        rows++;
+        size_t n = strcspn(tag, "|");
+        prt_session_complete(&s, e, nth, (struct prt_str){tag, n});
+        tag = tag[n] ? tag + n + 1 : NULL;
+    }
+    prt_session_ready(&s, 'I');
+    got = show(s.settled, s.dirty_settled, s.channels);
+    prt_session_fini(&s);
+    prt_effects_unref(e);
+    return got;
+}
+#define AFTER_ROWS(sql, tags, ...)                                                                 \
+    after_rows(sql, tags, (struct prt_str[]){__VA_ARGS__, {NULL, 0}, {NULL, 0}})
+#define ROW(bytes) PRT_STR(bytes)
+#define NO_ROW                                                                                     \
+    {                                                                                              \
+        NULL, 0                                                                                    \
+    }
+
+TEST(set_config_of_another_value_is_told_by_its_row)
+{
+    static const char one[] = "SELECT set_config('a.b', $1, false)";
+    static const char two[] = "SELECT set_config('a.b', $1, true), set_config('c.d', $2, false)";
+    static char big[PRT_JOURNAL_VALUE + 6];
+
+    CHECK_STR(AFTER_ROWS(one, "SELECT 1", ROW("\0\1\0\0\0\2it")), "a.b:'it'");
+    CHECK_STR(AFTER_ROWS(one, "SELECT 1", ROW("\0\1\0\0\0\0")), "a.b:''");
+    CHECK_STR(AFTER_ROWS(one, "", ROW("\0\1\0\0\0\3a'b")), "a.b:'a''b'");
+    CHECK_STR(AFTER_ROWS(one, "SELECT 1", ROW("\0\1\0\0\0\3'\\x")), "a.b:E'''\\\\x'");
+    CHECK_STR(AFTER_ROWS(one, "SELECT 1", ROW("\0\1\0\0\0\2\303\251")), "a.b:'\303\251'");
+    CHECK_STR(AFTER_ROWS(two, "SELECT 1", ROW("\0\2\0\0\0\1x\0\0\0\1y")), "c.d:'y'");
+    /* not one row, not all of it, not a value */
+    CHECK_STR(AFTER_ROWS(one, "SELECT 1", NO_ROW), "setting");
+    CHECK_STR(AFTER_ROWS(one, "SELECT 0", NO_ROW), "setting");
+    CHECK_STR(AFTER_ROWS(one, "SELECT 2", ROW("\0\1\0\0\0\1x"), ROW("\0\1\0\0\0\1x")),
+              "a.b:'x' setting");
+    CHECK_STR(AFTER_ROWS(one, "", ROW("\0\1\0\0\0\1x"), ROW("\0\1\0\0\0\1x")), "a.b:'x' setting");
+    CHECK_STR(AFTER_ROWS(one, "SELECT 1", ROW("\0\1\0\0\0\2x")), "setting");
+    CHECK_STR(AFTER_ROWS(one, "SELECT 1", ROW("\0\1\0\0")), "setting");
+    CHECK_STR(AFTER_ROWS(one, "SELECT 1", ROW("\0")), "setting");
+    CHECK_STR(AFTER_ROWS(one, "SELECT 1", ROW("\0\0\0\0\0\1x")), "setting");
+    CHECK_STR(AFTER_ROWS(one, "SELECT 1", ROW("\0\1\377\377\377\377")), "setting");
+    CHECK_STR(AFTER_ROWS(two, "SELECT 1", ROW("\0\2\177\377\377\377x\0\0\0\1y")), "setting");
+    CHECK_STR(AFTER_ROWS(one, "SELECT 1", ROW("\0\1\0\0\0\3\225\\x")), "setting");
+    memcpy(big, "\0\1\0\0\20\0", 6);
+    memset(big + 6, 'x', sizeof big - 6);
+    CHECK_STR(AFTER_ROWS(one, "SELECT 1", {big, sizeof big}), "setting"); /* and its quotes */
+}
+
+TEST(a_row_that_does_not_tell_exactly_what_was_set_does_not_count)
+{
+    static const struct {
+        const char *name, *want;
+    } cases[] = {
+        {"work_mem", "work_mem:'on1'"},
+        {"search_path", "search_path:'on1'"},
+        {"random_page_cost", "setting"},
+        {"HASH_mem_MULTIPLIER", "setting"},
+        {"pg_trgm.similarity_threshold", "setting"},
+        {"array_nulls", "setting"},
+        {"TimeZone", ""}, /* servers report it */
+        {"transaction_isolation", ""},
+        {"role", "role"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char sql[100];
+        (void)snprintf(sql, sizeof sql, "SELECT set_config('%s', $1, false)", cases[i].name);
+        CHECK_STR(AFTER_ROWS(sql, "SELECT 1", ROW("\0\1\0\0\0\3on1")), cases[i].want);
+    }
+    CHECK_STR(AFTER_ROWS("SELECT set_config('search_path', $1, false)", "SELECT 1",
+                         ROW("\0\1\0\0\0\12a, PG_temp")),
+              "search_path:'a, PG_temp' temp");
+    CHECK_STR(AFTER_ROWS("SELECT 1; SELECT set_config('a.b', 'x' || 'y', false); SELECT 2",
+                         "SELECT 1|SELECT 1|SELECT 1", ROW("\0\1\0\0\0\1-"), NO_ROW,
+                         ROW("\0\1\0\0\0\2xy"), NO_ROW, ROW("\0\1\0\0\0\1-")),
+              "a.b:'xy'");
 }
 
 TEST(unlocking_all_ends_advisory_locks_for_good)
@@ -299,8 +392,8 @@ TEST(unlocking_all_ends_advisory_locks_for_good)
 
 TEST(a_setting_that_cannot_be_replayed_ends_with_reset_all)
 {
-    CASE("", {"SELECT set_config('a.b', $1, false)", "SELECT 1", 'I'}, {"RESET ALL", "RESET", 'I'});
-    CASE("setting", {"SELECT set_config('a.b', $1, false)", "SELECT 1", 'I'}, BEGIN,
+    CASE("", {"SELECT set_config($1, '1', false)", "SELECT 1", 'I'}, {"RESET ALL", "RESET", 'I'});
+    CASE("setting", {"SELECT set_config($1, '1', false)", "SELECT 1", 'I'}, BEGIN,
          {"RESET ALL", "RESET", 'T'}, ROLLBACK);
 }
 
@@ -333,7 +426,7 @@ static bool is_kept(const char *value)
     memset(&read, 0, sizeof read);
     read.n = st->n_sets = 1;
     read.flags = st->flags = PRT_SQL(SET);
-    st->set[0] = (struct prt_sql_set){PRT_STR("A.b"), prt_str_of(value), false};
+    st->set[0] = (struct prt_sql_set){PRT_STR("A.b"), prt_str_of(value), false, 0};
     e = prt_effects_make(&read, PRT_STR("SET"));
     is = e->stmt[0].n_sets == 1;
     CHECK(is != e->stmt[0].has_unknown_set);
@@ -576,6 +669,8 @@ TEST(effects_tell_what_a_text_would_leave)
     CHECK_INT(states_of("DECLARE c CURSOR WITH HOLD FOR SELECT 1"), PRT_STATE_BIT(HOLD));
     CHECK_INT(states_of("SELECT pg_advisory_lock(1)"), PRT_STATE_BIT(ADVISORY));
     CHECK_INT(states_of("LISTEN c"), PRT_STATE_BIT(LISTEN));
+    CHECK_INT(states_of("SELECT set_config('a.b', $1, false)"), 0);
+    CHECK_INT(states_of("SELECT set_config($1, 'x', false)"), PRT_STATE_BIT(SETTING));
     CHECK_INT(states_of("PREPARE p AS SELECT 1"), PRT_STATE_BIT(PREPARE));
     CHECK_INT(states_of("SET transform_null_equals TO on"), PRT_STATE_BIT(SETTING));
     CHECK_INT(states_of("LOAD 'x'; CREATE TEMP TABLE t()"),

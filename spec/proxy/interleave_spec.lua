@@ -86,7 +86,8 @@ local function setting(d)
   elseif how == 5 then
     return ("set/* */local %s to %s"):format(name, literal(name, value))
   elseif how <= 7 then
-    return ("select set_config('%s', '%s', %s)"):format(name, value, d:one { "false", "true" })
+    return ("select set_config('%s', %s'%s', %s)"):format(name, d:one { "", "'' || " }, value,
+      d:one { "false", "true" })
   elseif how == 8 then
     return ("set %s to default"):format(name)
   elseif how <= 10 then
@@ -160,7 +161,7 @@ local STATEMENTS = { "a", "a", "b", "c", "", ("n"):rep(63) .. "1", ("n"):rep(63)
 local function batch(d, has_pins)
   local out = {}
   for i = 1, d:up_to(4) do
-    local name, what = d:one(STATEMENTS), d:up_to(10)
+    local name, what = d:one(STATEMENTS), d:up_to(11)
     if what <= 3 then
       out[i] = wire.parse(name, one_of_several(d, has_pins))
     elseif what <= 5 then
@@ -169,6 +170,11 @@ local function batch(d, has_pins)
     elseif what <= 8 then
       out[i] = wire.bind("", name) .. (d:is_below(30) and wire.describe("P", "") or "")
         .. wire.execute("", d:up_to(3) - 1)
+    elseif what == 11 then
+      local set = d:one(NAMES)
+      out[i] = wire.close("S", "v") .. wire.parse("v", ("select set_config('%s', $1, %s)"):format(
+        set, d:one { "false", "true" })) .. wire.bind("", "v", d:one(VALUES[set]))
+        .. wire.execute("", d:up_to(2) - 1)
     else
       out[i] = d:one { wire.close("S", name), wire.close("S", name), wire.flush,
         wire.close("P", "p"), wire.execute("p", 1),

@@ -294,6 +294,26 @@ describe("session state", function()
     assert.equal(0, px:metrics() ['poolrt_pool_pinned{pool="plain",reason="opaque"}'] or 0)
   end)
 
+  it("that set_config() was given in another way than by a literal follows as well", function()
+    local a, b, other = px:login "plain", px:login "plain", px:login "plain"
+    local set = "select set_config('my.own', $1, false), set_config('work_mem', $2, false)"
+    a:send(wire.parse("s", set) .. wire.bind("", "s", "it's \195\169", "5000")
+      .. wire.execute "" .. wire.sync)
+    assert.equal("1 2 D C:SELECT 1 Z:I", wire.words(a:until_ready()))
+    b:ask "begin; select set_config('my.own', current_user || '', false); rollback"
+    b:ask [[select 1; select set_config('search_path', lower('A') || '\''b', false); select 2]]
+    for i = 1, 6 do
+      other:ask(i % 2 == 0 and "commit" or "begin")
+      assert.equal("it's \195\169 5000kB",
+        one(a, "select current_setting('my.own') || ' ' || current_setting('work_mem')"))
+      assert.equal([[ 4MB a\'b]], one(b, "select concat_ws(' ', current_setting('my.own', true), "
+        .. "current_setting('work_mem'), current_setting('search_path'))"))
+    end
+    other:ask "commit"
+    local pinned = px:metrics() ['poolrt_pool_pins_total{pool="plain",reason="setting"}']
+    assert.equal(0, pinned or 0)
+  end)
+
   -- ---- pins ----
 
   local function pinned(pool, kind)
