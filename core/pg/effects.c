@@ -242,6 +242,42 @@ static void keep_stmt(char **room, const struct prt_sql_stmt *from, struct prt_s
     }
 }
 
+static bool is_listen(const struct prt_sql_stmt *st)
+{
+    return st->flags & PRT_SQL(LISTEN);
+}
+
+/* Are the ends of its statements sure, and a place in it the same in characters and in bytes? */
+static bool is_simple(struct prt_str sql)
+{
+    for (size_t i = 0; i < sql.n; i++) {
+        if ((unsigned char)sql.p[i] >= 0x80 || sql.p[i] == '\\') {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* UNLISTEN takes all that LISTEN takes, and * as well. */
+static bool can_fan_out(const struct prt_effects *e, struct prt_str sql)
+{
+    static const struct prt_str verb = PRT_STR("listen");
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < e->n; i++) {
+        const struct prt_sql_stmt *st = &e->stmt[i];
+        if (!is_listen(st)) {
+            continue;
+        }
+        n++;
+        if (!st->name.n || sql.n - st->at < verb.n ||
+            !same_name((struct prt_str){sql.p + st->at, verb.n}, verb)) {
+            return false;
+        }
+    }
+    return n && !e->is_cut && (e->n == 1 || is_simple(sql));
+}
+
 struct prt_effects *prt_effects_make(const struct prt_sql *read, struct prt_str sql)
 {
     size_t size = sizeof(struct prt_effects) + read->n * sizeof *read->stmt;
@@ -266,6 +302,7 @@ struct prt_effects *prt_effects_make(const struct prt_sql *read, struct prt_str 
         e->states |= prt_stmt_states(&e->stmt[i]);
         e->wants_rows |= e->stmt[i].wants_row;
     }
+    e->fans_out = can_fan_out(e, sql);
     if (e->hides & (PRT_HIDES_TEMP | PRT_HIDES_CONFIG | PRT_HIDES_FUNCTION)) {
         e->states |= PRT_STATE_BIT(OPAQUE);
     }
@@ -332,6 +369,18 @@ unsigned prt_effects_states(const struct prt_effects *e)
 const struct prt_sql_stmt *prt_effects_only(const struct prt_effects *e)
 {
     return e && e->n == 1 && !e->is_cut ? &e->stmt[0] : NULL;
+}
+
+bool prt_effects_fans_out(const struct prt_effects *e)
+{
+    return e && e->fans_out;
+}
+
+const struct prt_sql_stmt *prt_effects_listen(const struct prt_effects *e, unsigned nth,
+                                              unsigned *n)
+{
+    *n = e ? e->n : 0;
+    return nth < *n && is_listen(&e->stmt[nth]) ? &e->stmt[nth] : NULL;
 }
 
 bool prt_effects_wants_rows(const struct prt_effects *e)

@@ -489,7 +489,8 @@ static void walk_statement(struct prt_sql_reader *r, struct prt_sql_facts *f, st
     f->is_whole = last->kind == PRT_TOK_END && !r->lx.is_cut;
 }
 
-static void add_statement(struct prt_sql_reader *r, const struct prt_sql_facts *f, bool is_bad)
+static void add_statement(struct prt_sql_reader *r, const struct prt_sql_facts *f, size_t at,
+                          bool is_bad)
 {
     struct prt_sql *out = r->out;
     struct prt_sql_stmt spare, *st = &spare;
@@ -499,7 +500,7 @@ static void add_statement(struct prt_sql_reader *r, const struct prt_sql_facts *
     } else {
         out->is_cut = true;
     }
-    *st = (struct prt_sql_stmt){.flags = f->flags};
+    *st = (struct prt_sql_stmt){.flags = f->flags, .at = (uint32_t)at};
     if (f->text.n) {
         prt_sql_classify(r, f, st);
     }
@@ -533,7 +534,8 @@ void prt_sql_read(struct prt_str sql, bool scs, struct prt_sql *out)
     do {
         walk_statement(&r, &f, &last);
         if (f.text.n || last.kind == PRT_TOK_BAD) {
-            add_statement(&r, &f, last.kind == PRT_TOK_BAD);
+            size_t at = f.text.n ? (size_t)(f.text.p - sql.p) : 0;
+            add_statement(&r, &f, at, last.kind == PRT_TOK_BAD);
         }
     } while (last.kind > PRT_TOK_BAD);
     if (out->is_cut) {

@@ -68,6 +68,7 @@ struct prt_sql_stmt {
     uint8_t n_sets;
     uint8_t role_to;      /* enum prt_sql_role */
     bool has_unknown_set; /* a set_config() or SET that was not understood */
+    uint32_t at;          /* where it begins in the text */
     uint64_t flags;       /* PRT_SQL() bits */
     /* the object that it names, folded as PostgreSQL does, quotes removed (and "" made one; then it
      * points into prt_sql.room): the parameter of RESET, channel of LISTEN and UNLISTEN ("*"), name

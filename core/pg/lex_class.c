@@ -231,6 +231,15 @@ static void verb_prepare(struct prt_parse *q)
     take_name(q);
 }
 
+/* The name is all that it has; else the server refuses it. */
+static void take_only_name(struct prt_parse *q)
+{
+    take_name(q);
+    if (!at_end(q)) {
+        q->st->name = (struct prt_str){NULL, 0};
+    }
+}
+
 static void verb_unlisten(struct prt_parse *q)
 {
     if (is_op(&q->t, '*')) {
@@ -247,7 +256,7 @@ static void verb_deallocate(struct prt_parse *q)
     }
     q->st->flags |= at(q, PRT_W_ALL) ? PRT_SQL(DEALLOCATE_ALL) : PRT_SQL(DEALLOCATE);
     if (!at(q, PRT_W_ALL)) {
-        take_name(q);
+        take_only_name(q);
     }
 }
 
@@ -335,7 +344,7 @@ static const struct verb verbs[PRT_WORD_COUNT] = {
 
     [PRT_W_SET] = {PRT_SQL_SESSION, true, PRT_SQL(SET), prt_parse_set},
     [PRT_W_RESET] = {PRT_SQL_SESSION, true, 0, prt_parse_reset},
-    [PRT_W_LISTEN] = {PRT_SQL_SESSION, true, PRT_SQL(LISTEN), take_name},
+    [PRT_W_LISTEN] = {PRT_SQL_SESSION, true, PRT_SQL(LISTEN), take_only_name},
     [PRT_W_UNLISTEN] = {PRT_SQL_SESSION, true, PRT_SQL(UNLISTEN), verb_unlisten},
     [PRT_W_PREPARE] = {PRT_SQL_SESSION, true, 0, verb_prepare},
     [PRT_W_DEALLOCATE] = {PRT_SQL_SESSION, true, 0, verb_deallocate},

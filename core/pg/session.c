@@ -439,7 +439,7 @@ static void on_listen(struct prt_session *s, const struct done *d)
     char hex[2 * PRT_NAME_MAX];
     struct prt_str name, value;
 
-    if (s->fans_out && st && st->name.n && st == prt_effects_only(d->e)) {
+    if (s->fans_out && st && prt_effects_fans_out(d->e)) {
         name = hex_of(st->name, hex);
         s->channels = prt_params_with(s->channels, name, (struct prt_str){NULL, 0});
         if (prt_params_get(s->channels, name, &value)) {

@@ -28,6 +28,12 @@ uint64_t prt_effects_flags(const struct prt_effects *e);
 unsigned prt_effects_states(const struct prt_effects *e);
 /** The only statement of its text, if it is one; else NULL. Strings belong to `e`. */
 const struct prt_sql_stmt *prt_effects_only(const struct prt_effects *e);
+/** It has a LISTEN, and each can be done by fan-out: behind "UN" in front of each it is a text that
+ * fails and passes as it would, and listens to nothing. */
+bool prt_effects_fans_out(const struct prt_effects *e);
+/** Statement number `nth` if it is a LISTEN, else NULL. *n: how many there are of all kinds. */
+const struct prt_sql_stmt *prt_effects_listen(const struct prt_effects *e, unsigned nth,
+                                              unsigned *n);
 /** What it sets is told by a row that it returns: prt_session_row() wants to see it. */
 bool prt_effects_wants_rows(const struct prt_effects *e);
 /** DEALLOCATE or DISCARD in any form is among them: prepared statements may go. */
@@ -49,12 +55,12 @@ struct prt_session {
     /* channels of LISTEN that the fan-out serves: names are their hexadecimal bytes, values empty
      */
     const struct prt_params *channels_settled, *channels;
-    bool fans_out;                 /* LISTEN alone in its text goes to `channels`, not to `dirty` */
-    bool has_failed;               /* an error since the last ReadyForQuery */
-    bool is_unsure;                /* what a rollback undoes may be committed (VACUUM in a batch) */
-    bool is_in_block;              /* the last ReadyForQuery said T or E */
-    bool is_open;                  /* BEGIN without COMMIT or ROLLBACK, as far as tags tell */
-    bool is_aborted;               /* it said E, and no rollback since: nothing runs */
+    bool fans_out;    /* LISTEN goes to `channels` where its text fans out, not to `dirty` */
+    bool has_failed;  /* an error since the last ReadyForQuery */
+    bool is_unsure;   /* what a rollback undoes may be committed (VACUUM in a batch) */
+    bool is_in_block; /* the last ReadyForQuery said T or E */
+    bool is_open;     /* BEGIN without COMMIT or ROLLBACK, as far as tags tell */
+    bool is_aborted;  /* it said E, and no rollback since: nothing runs */
     bool has_row, has_bad_row;     /* of the statement that is running: it has told what it sets */
     struct prt_savepoints *points; /* and names of cursors, statements; NULL: none */
 };

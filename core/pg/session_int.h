@@ -15,6 +15,7 @@ struct prt_effects {
     /* set at creation */
     bool is_cut;     /* there is more than `stmt` tells */
     bool wants_rows; /* of one statement */
+    bool fans_out;   /* it has a LISTEN, and each could be an UNLISTEN */
     uint8_t hides;   /* PRT_HIDES_ bits, only with is_cut */
     uint16_t n;      /* statements */
     unsigned states; /* PRT_STATE bits that running it leaves behind */

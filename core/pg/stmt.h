@@ -77,8 +77,8 @@ struct prt_up_client {
     struct prt_names **names;        /* the client's; made when needed */
     uint32_t number;                 /* of the client, never 0 */
     const struct prt_params *params; /* what it has been told */
-    bool fans_out; /* a LISTEN or UNLISTEN that is alone in its text does not reach the server: one
-                    * that does nothing runs in its place, and its tag is changed back */
+    bool fans_out; /* a LISTEN does not reach the server: an UNLISTEN, which does nothing, runs in
+                    * its place, and its tag is changed back */
     /* Asked before each Q and E whose text has effects; NULL: all may. WAIT: ask again when
      * something was answered or the caller resumes. NOT: *why is told, the server fails at that
      * place. */

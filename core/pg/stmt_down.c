@@ -6,6 +6,7 @@
 #include "pg/stmt_int.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* One message on its way down. */
@@ -194,23 +195,31 @@ static void learn(struct prt_stmts *s, const struct prt_note *note, const struct
     }
 }
 
+/* The error with other bytes in place of n at body[at]. */
+static void put_changed(struct down *d, size_t at, size_t n, struct prt_str with)
+{
+    const struct prt_msg *m = d->m;
+    size_t back = m->len - at - n;
+    uint8_t head[5] = {'E'};
+
+    prt_put32(head + 1, (uint32_t)(at + with.n + back) + 4);
+    (void)prt_buf_add(d->to, head, sizeof head);
+    (void)prt_buf_add(d->to, m->body, at);
+    (void)prt_buf_add(d->to, with.p, with.n);
+    (void)prt_buf_add(d->to, m->body + at + n, back);
+}
+
 /* Errors quote the statement's name ("... requires 2 parameters"): give the client its own. ours:
  * with the quotes. false: it is not in there. */
 static bool put_renamed(struct down *d, struct prt_str ours, struct prt_str theirs)
 {
     const struct prt_msg *m = d->m;
     const uint8_t *at = m->have == m->len ? memmem(m->body, m->len, ours.p, ours.n) : NULL;
-    uint8_t head[5] = {'E'};
 
     if (!at) {
         return false;
     }
-    size_t front = (size_t)(at - m->body), back = m->len - front - ours.n;
-    prt_put32(head + 1, (uint32_t)(front + theirs.n + back) + 4);
-    (void)prt_buf_add(d->to, head, sizeof head);
-    (void)prt_buf_add(d->to, m->body, front);
-    (void)prt_buf_add(d->to, theirs.p, theirs.n);
-    (void)prt_buf_add(d->to, at + ours.n, back);
+    put_changed(d, (size_t)(at - m->body), ours.n, theirs);
     return true;
 }
 
@@ -223,11 +232,64 @@ static bool put_quoted(struct down *d, struct prt_str ours, struct prt_str their
     return put_renamed(d, (struct prt_str){a, (size_t)n}, (struct prt_str){b, (size_t)k});
 }
 
+/* Where the field of an ErrorResponse begins, behind its letter; its end, the NUL, in *end. NULL:
+ * it has none, or is not whole. */
+static const uint8_t *field_of(const struct prt_msg *m, uint8_t letter, const uint8_t **end)
+{
+    const uint8_t *p = m->body, *stop = m->body + m->have;
+
+    while (m->have == m->len && p < stop && *p) {
+        *end = memchr(p, 0, (size_t)(stop - p));
+        if (!*end) {
+            return NULL;
+        }
+        if (*p == letter) {
+            return p + 1;
+        }
+        p = *end + 1;
+    }
+    return NULL;
+}
+
+/* The place of an error in the client's own text, from that in the one with "UN" in it. Both count
+ * from 1. */
+static unsigned long place_of(const struct prt_effects *e, unsigned long at)
+{
+    const struct prt_sql_stmt *st;
+    unsigned n = 1, more = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        st = prt_effects_listen(e, i, &n);
+        more += st && at > st->at + more + 2 ? 2 : 0;
+    }
+    return at - more;
+}
+
+static enum prt_down_rc tell_place(struct down *d, const struct prt_note *note)
+{
+    const uint8_t *end, *place = field_of(d->m, 'P', &end);
+    char ours[24], theirs[24];
+    int n, k;
+
+    if (!place || (size_t)(end - place) > 10) {
+        return PRT_DOWN_PASS;
+    }
+    n = snprintf(ours, sizeof ours, "P%.*s", (int)(end - place), (const char *)place);
+    k = snprintf(theirs, sizeof theirs, "P%lu",
+                 place_of(note->effects, strtoul(ours + 1, NULL, 10)));
+    put_changed(d, (size_t)(place - 1 - d->m->body), (size_t)n,
+                (struct prt_str){theirs, (size_t)k});
+    return PRT_DOWN_REPLACE;
+}
+
 static enum prt_down_rc tell(struct down *d, const struct prt_note *note)
 {
     if (note && note->why && d->ev & PRT_EV_REFUSED) {
         prt_put_denial(d->to, note->why);
         return PRT_DOWN_REPLACE;
+    }
+    if (note && note->does & PRT_NOTE_UNLISTENS) {
+        return tell_place(d, note);
     }
     if (note && note->told && d->s->notes->names &&
         put_quoted(d, note->have->stmt->server_name, note->told->node.key)) {
@@ -311,11 +373,24 @@ static void put_tag(struct prt_buf *b, const char *tag)
     (void)prt_buf_add(b, tag, n);
 }
 
+/* The tag that the client must see; NULL: the server's own. */
+static const char *tag_instead(const struct prt_note *note, struct prt_str tag)
+{
+    unsigned n;
+
+    if (!note || !(note->does & PRT_NOTE_UNLISTENS)) {
+        return note ? note->tag : NULL;
+    }
+    return prt_str_eqz(tag, "UNLISTEN") && prt_effects_listen(note->effects, note->nth, &n)
+               ? "LISTEN"
+               : NULL;
+}
+
 static enum prt_down_rc completed(struct down *d, struct prt_str tag)
 {
     struct prt_stmts *s = d->s;
     struct prt_note *note = answered(s);
-    const char *instead = note ? note->tag : NULL;
+    const char *instead = tag_instead(note, tag);
 
     if (instead) {
         tag = prt_str_of(instead);

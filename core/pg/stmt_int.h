@@ -139,9 +139,10 @@ enum {
     PRT_NOTE_BARRIER = 1 << 6,
     PRT_NOTE_LOCAL = 1 << 7,
     PRT_NOTE_QUERY = 1 << 8,
-    PRT_NOTE_WAS_THERE = 1 << 9, /* PARSE: the server may have had it before */
-    PRT_NOTE_FOREIGN = 1 << 10,  /* names something that begins like ours; '?' is in front */
-    PRT_NOTE_ROWS = 1 << 11,     /* its rows tell what it sets */
+    PRT_NOTE_WAS_THERE = 1 << 9,  /* PARSE: the server may have had it before */
+    PRT_NOTE_FOREIGN = 1 << 10,   /* names something that begins like ours; '?' is in front */
+    PRT_NOTE_ROWS = 1 << 11,      /* its rows tell what it sets */
+    PRT_NOTE_UNLISTENS = 1 << 12, /* a Query with "UN" in front of each LISTEN */
 };
 struct prt_run {                 /* what a portal runs */
     struct prt_effects *effects; /* counted */
@@ -236,7 +237,7 @@ struct prt_effects *prt_effects_opaque(void);
 /* Most requests that go in front of one message: Close of a late name, two of evicted ones, Close
  * and Parse of its own, Describe. */
 #define PRT_INJECTED_MAX 7
-/* Runs in place of a LISTEN, UNLISTEN or DEALLOCATE that poolrt does itself. Always allowed. */
+/* Runs in place of a LISTEN or DEALLOCATE that poolrt does itself. Always allowed. */
 #define PRT_HARMLESS "UNLISTEN poolrt"
 
 struct prt_up {

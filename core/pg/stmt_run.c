@@ -3,7 +3,7 @@
  * Idea: the cheap look at a text comes first, and most end there: nothing is noted for them. What
  * has effects is asked for and noted; what poolrt does itself (LISTEN in the shared modes,
  * DEALLOCATE of a name that is only its own) has a harmless statement run in its place, for its tag
- * and its place in the transaction. */
+ * and its place in the transaction: of a LISTEN in a Query it is the same with UNLISTEN. */
 #include "pg/stmt_int.h"
 
 #include <string.h>
@@ -52,8 +52,8 @@ const char *prt_up_stand_in(const struct prt_up *u, const struct prt_effects *e)
     if (!st) {
         return NULL;
     }
-    if (u->c->fans_out && st->flags & (PRT_SQL(LISTEN) | PRT_SQL(UNLISTEN))) {
-        return st->flags & PRT_SQL(LISTEN) ? "LISTEN" : "UNLISTEN";
+    if (u->c->fans_out && prt_effects_fans_out(e)) {
+        return "LISTEN";
     }
     if (st->flags & PRT_SQL(DEALLOCATE) && !(st->flags & PRT_SQL(DEALLOCATE_ALL))) {
         const struct prt_name *name = prt_name_find(prt_up_names(u), st->name);
@@ -112,8 +112,38 @@ static bool forgets_at_once(const struct prt_up *u)
     return !prt_up_names(u)->un_pend && !prt_txn_may_discard(u->s->txn);
 }
 
+/* The grammar of UNLISTEN is that of LISTEN: with "UN" in front of each the text fails where it
+ * would, in the same words. */
+static void put_unlistens(struct prt_up *u, const struct prt_effects *e)
+{
+    const uint8_t *body = u->m->body;
+    const struct prt_sql_stmt *st;
+    unsigned n = 1, more = 0;
+    size_t from = 0;
+    uint8_t *w;
+
+    for (unsigned i = 0; i < n; i++) {
+        more += prt_effects_listen(e, i, &n) ? 2 : 0;
+    }
+    w = prt_up_put_header(u->out, 'Q', u->m->len + more, u->m->len + more);
+    for (unsigned i = 0; w && i < n; i++) {
+        st = prt_effects_listen(e, i, &n);
+        if (st) {
+            memcpy(w, body + from, st->at - from);
+            w += st->at - from;
+            *w++ = 'U';
+            *w++ = 'N';
+            from = st->at;
+        }
+    }
+    if (w) {
+        memcpy(w, body + from, u->m->len - from);
+    }
+}
+
 static enum prt_up_rc send_query(struct prt_up *u, struct prt_effects *e)
 {
+    bool unlistens = u->c->fans_out && prt_effects_fans_out(e);
     struct prt_names *n = prt_up_names(u);
     struct prt_unnamed none = {.is_mine = true};
     bool had_unnamed = n && (n->un.exists || n->un_pend), at_once;
@@ -124,7 +154,7 @@ static enum prt_up_rc send_query(struct prt_up *u, struct prt_effects *e)
     if (name && prt_up_must_wait(u, name, false)) {
         return prt_up_hold(u);
     }
-    tag = prt_up_stand_in(u, e);
+    tag = unlistens ? NULL : prt_up_stand_in(u, e);
     if (!prt_up_prepare(u)) {
         return PRT_UP_NO_MEMORY;
     }
@@ -138,15 +168,17 @@ static enum prt_up_rc send_query(struct prt_up *u, struct prt_effects *e)
         n->un = none;
     }
     if (e || !at_once) {
-        note = note_effects(u, e, tag, PRT_NOTE_QUERY);
+        note = note_effects(u, e, tag, PRT_NOTE_QUERY | (unlistens ? PRT_NOTE_UNLISTENS : 0));
         if (!at_once && !note->change.kind) {
             prt_change_unnamed(u->s, note, PRT_CHANGE_CLOSE, none);
         }
     }
-    if (tag) {
+    if (unlistens) {
+        put_unlistens(u, e);
+    } else if (tag) {
         prt_put_query(u->out, PRT_STR(PRT_HARMLESS));
-        *u->skip = u->m->size;
     }
+    *u->skip = unlistens || tag ? u->m->size : 0;
     return PRT_UP_SEND;
 }
 

@@ -82,6 +82,20 @@ ON_WORKER static enum prt_may may_listen(struct prt_client *c, struct prt_str ch
     return rc == POOLRT_OK ? PRT_MAY_RUN : PRT_MAY_NOT;
 }
 
+/* All channels of the text, one after the other. */
+ON_WORKER static enum prt_may may_listen_all(struct prt_client *c, const struct prt_effects *e,
+                                             const struct prt_denial **why)
+{
+    enum prt_may may = PRT_MAY_RUN;
+    unsigned n = 1;
+
+    for (unsigned i = 0; i < n && may == PRT_MAY_RUN; i++) {
+        const struct prt_sql_stmt *st = prt_effects_listen(e, i, &n);
+        may = st ? may_listen(c, st->name, why) : may;
+    }
+    return may;
+}
+
 static bool is_same(const struct prt_params *set, struct prt_str name, struct prt_str value)
 {
     struct prt_str has;
@@ -212,17 +226,17 @@ enum prt_may prt_state_may_run(void *ctx, const struct prt_effects *e,
 {
     struct prt_client *c = ctx;
     const struct prt_pool_config *row = prt_client_row(c);
-    const struct prt_sql_stmt *only = prt_effects_only(e);
+    enum prt_may may = PRT_MAY_RUN;
     unsigned refused = ruled(row, prt_effects_states(e), PRT_STATE_REFUSE);
 
     if (refused) {
         *why = &denied[__builtin_ctz(refused)];
         return PRT_MAY_NOT;
     }
-    if (only && only->flags & PRT_SQL(LISTEN) && prt_state_fans_out(row)) {
-        return may_listen(c, only->name, why);
+    if (prt_effects_fans_out(e) && prt_state_fans_out(row)) {
+        may = may_listen_all(c, e, why);
     }
-    return may_run_reset(c->server, c, e);
+    return may == PRT_MAY_RUN ? may_run_reset(c->server, c, e) : may;
 }
 
 /* ---- settings ---- */

@@ -592,7 +592,10 @@ TEST(listen)
     CASE("listen", {"LISTEN c", "LISTEN", 'I'}, BEGIN, {"UNLISTEN *", "UNLISTEN", 'T'}, ROLLBACK);
     FAN_CASE("#63", {"LISTEN c", "LISTEN", 'I'});
     FAN_CASE("#4320", {"LISTEN \"C \"", "LISTEN", 'I'});
-    FAN_CASE("listen", {"LISTEN c; SELECT 1", "LISTEN|SELECT 1", 'I'});
+    FAN_CASE("#63 #64", {"LISTEN c; SELECT 1; LISTEN d", "LISTEN|SELECT 1|LISTEN", 'I'});
+    FAN_CASE("#64", {"BEGIN; LISTEN c; ROLLBACK; LISTEN d", "BEGIN|LISTEN|ROLLBACK|LISTEN", 'I'});
+    FAN_CASE("", {"LISTEN c; SELECT 1/0", "LISTEN|!", 'I'});
+    FAN_CASE("listen", {"LISTEN c; SELECT '\\'", "LISTEN|SELECT 1", 'I'});
     FAN_CASE("", BEGIN, {"LISTEN c", "LISTEN", 'T'}, ROLLBACK);
     FAN_CASE("#63 #64", BEGIN, {"LISTEN c", "LISTEN", 'T'}, {"LISTEN d", "LISTEN", 'T'}, COMMIT);
     FAN_CASE("#64", {"LISTEN c", "LISTEN", 'I'}, {"LISTEN d", "LISTEN", 'I'},
@@ -645,6 +648,35 @@ TEST(a_long_text_pins_only_if_it_names_what_could)
 }
 
 /* ---- what a text would do ---- */
+static bool fans_out(const char *sql)
+{
+    struct prt_effects *e = effects(sql);
+    bool is = prt_effects_fans_out(e);
+
+    prt_effects_unref(e);
+    return is;
+}
+
+TEST(each_listen_of_a_text_fans_out_or_none_does)
+{
+    struct prt_effects *e = effects("/* */ begin; Listen \"A b\" ;; listen c");
+    unsigned n;
+
+    CHECK(prt_effects_fans_out(e) && !prt_effects_listen(e, 0, &n) && n == 3);
+    CHECK_INT(prt_effects_listen(e, 1, &n)->at, 13);
+    CHECK(prt_str_eqz(prt_effects_listen(e, 1, &n)->name, "A b"));
+    CHECK_INT(prt_effects_listen(e, 2, &n)->at, 29);
+    CHECK(!prt_effects_listen(e, 3, &n) && !prt_effects_listen(NULL, 0, &n) && n == 0);
+    prt_effects_unref(e);
+    CHECK(fans_out("listen c") && fans_out("listen \"\xc3\xa9\"; ") && fans_out("listen a\n"));
+    CHECK(!fans_out("listen \"\xc3\xa9\"; select 1") && !fans_out("listen c; select '\\'"));
+    CHECK(!fans_out("listen *") && !fans_out("listen 'c'") && !fans_out("listen a b"));
+    CHECK(!fans_out("listen c; listen *") && !fans_out("(listen c)") && !fans_out("listen"));
+    CHECK(!fans_out("unlisten c; unlisten *") && !fans_out("listen c; select '") &&
+          !fans_out("listen U&\"c\""));
+    CHECK(!prt_effects_fans_out(NULL));
+}
+
 static unsigned states_of(const char *sql)
 {
     struct prt_effects *e = effects(sql);
@@ -999,7 +1031,7 @@ static const char *m_role(struct model *m, char *sql, size_t n)
     return form == 1 ? "RESET" : "SET";
 }
 
-static const char *m_listen(struct model *m, char *sql, size_t n, bool is_alone)
+static const char *m_listen(struct model *m, char *sql, size_t n)
 {
     unsigned c = dice(3);
 
@@ -1015,7 +1047,7 @@ static const char *m_listen(struct model *m, char *sql, size_t n, bool is_alone)
         return "UNLISTEN";
     default:
         (void)snprintf(sql, n, "LISTEN c%u", c);
-        if (m->fans_out && is_alone) {
+        if (m->fans_out) {
             m->now.channels |= 1u << c;
         } else {
             m->now.listens = true;
@@ -1104,8 +1136,8 @@ static const char *m_other(struct model *m, char *sql, size_t n)
     }
 }
 
-/* is_alone: in its text; is_only: in its request */
-static void m_stmt(struct model *m, struct m_stmt *st, bool is_alone, bool is_only)
+/* is_only: in its request */
+static void m_stmt(struct model *m, struct m_stmt *st, bool is_only)
 {
     unsigned kind = dice(100);
     struct model before = *m;
@@ -1122,7 +1154,7 @@ static void m_stmt(struct model *m, struct m_stmt *st, bool is_alone, bool is_on
     } else {
         st->tag = kind < 65   ? m_set(m, sql, n)
                   : kind < 71 ? m_role(m, sql, n)
-                  : kind < 79 ? m_listen(m, sql, n, is_alone)
+                  : kind < 79 ? m_listen(m, sql, n)
                   : kind < 86 ? m_prepare(m, sql, n)
                   : kind < 93 ? m_cursor(m, sql, n)
                               : m_other(m, sql, n);
@@ -1195,7 +1227,7 @@ static void m_request(struct model *m, struct prt_session *s, char *log, size_t 
     for (unsigned i = 0; i < n; i++) {
         size_t at = strlen(text);
         struct model before = *m;
-        m_stmt(m, &st[i], n == 1 || is_pipeline, n == 1);
+        m_stmt(m, &st[i], n == 1);
         if (has_failed) {
             *m = before; /* the server does not get that far */
         } else {

@@ -188,7 +188,7 @@ static inline bool sim_utility(struct sim *s, const char *text)
         sim_tag(s, "DEALLOCATE");
     } else if (strncmp(text, "listen ", 7) == 0) {
         sim_tag(s, "LISTEN");
-    } else if (strncmp(text, "UNLISTEN ", 9) == 0 || strncmp(text, "unlisten ", 9) == 0) {
+    } else if (strncasecmp(text, "unlisten ", 9) == 0) {
         sim_tag(s, "UNLISTEN");
     } else {
         sim_put(s, 'I', "", 0);

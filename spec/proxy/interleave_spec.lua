@@ -114,7 +114,12 @@ local PINS = { "prepare sa as select 'sa'", "prepare sa as select 2", "execute s
   "select pg_advisory_lock_shared(1)", "select pg_advisory_unlock_shared(1)",
   "set app.x = '\\'", "set work_mem = 5000",
   "declare h cursor with hold for values (1), (2)", "fetch h", "close h", "close all" }
-local DEALLOCATES = { "deallocate a", "deallocate b", "deallocate all", "DEALLOCATE PREPARE ALL" }
+-- Nobody notifies: what is heard when is for listen_spec.lua.
+local LISTENS = { "listen c", "listen c", 'LISTEN "C d"', "listen/* */ d", "listen c d", "listen *",
+  "listen select", "listen 'c'", "unlisten c", "unlisten *", "unlisten c d",
+  "listen " .. ("n"):rep(64) }
+local DEALLOCATES = { "deallocate a", "deallocate b", "deallocate all", "DEALLOCATE PREPARE ALL",
+  "deallocate a b" }
 
 local function statement(d, has_pins)
   local kind = d:up_to(100)
@@ -128,6 +133,8 @@ local function statement(d, has_pins)
     return d:one(FAILURES)
   elseif kind <= 85 then
     return d:one(DEALLOCATES)
+  elseif kind <= 87 then
+    return d:one(LISTENS)
   end
   return d:one(READS)
 end

@@ -110,6 +110,57 @@ for _, mode in ipairs { "transaction", "session" } do
       assert_quiet(c)
     end)
 
+    it("takes several in one text, with what else is in it", function()
+      local c = px:login "app"
+      ok(c, "begin; listen one; commit; listen two; select 1; LISTEN \"Three\"",
+        "C:BEGIN C:LISTEN C:COMMIT C:LISTEN T D C:SELECT 1 C:LISTEN Z:I")
+      ok(c, "listen four; select 1/0; listen five", "C:LISTEN E:ERROR:22012 Z:I")
+      ok(c, "begin; listen six; rollback; listen seven",
+        "C:BEGIN C:LISTEN C:ROLLBACK C:LISTEN Z:I")
+      ok(c, "begin; savepoint a; listen eight; rollback to a; unlisten two; listen nine; commit",
+        "C:BEGIN C:SAVEPOINT C:LISTEN C:ROLLBACK C:UNLISTEN C:LISTEN C:COMMIT Z:I")
+      for _, name in ipairs { "two", "four", "five", "six", "eight", "one", "Three", "seven" } do
+        tell(name, "x")
+      end
+      tell("nine", "y")
+      assert.same({ "one:x", "Three:x", "seven:x", "nine:y" }, hear(c, 4))
+      assert_quiet(c)
+      ok(c, "unlisten one; unlisten *; listen ten", "C:UNLISTEN C:UNLISTEN C:LISTEN Z:I")
+      tell("seven", "z")
+      tell("ten", "z")
+      assert.same({ "ten:z" }, hear(c, 1))
+      assert_quiet(c)
+      if mode == "transaction" then
+        assert.equal(0, px:metrics()['poolrt_pool_pins_total{pool="app",reason="listen"}'] or 0)
+      end
+    end)
+
+    it("ends with unlisten * where its own server listens", function()
+      local c = px:login "app" -- a text with a backslash is not taken apart
+      ok(c, [[listen pinned; select '\']], "C:LISTEN T D C:SELECT 1 Z:I")
+      tell("pinned", "1")
+      assert.same({ "pinned:1" }, hear(c, 1))
+      ok(c, "unlisten *", "C:UNLISTEN Z:I")
+      assert.equal("0", ok(c, "select count(*) from pg_listening_channels()",
+        "T D C:SELECT 1 Z:I")[1])
+      tell("pinned", "2")
+      assert_quiet(c)
+    end)
+
+    it("fails where it would, in the same words", function()
+      local twins = require "proxy.twin"
+      local t = twins.login(px, "app")
+      for _, sql in ipairs { "listen a b", "listen 'a'", "listen *", "listen select", "listen a.b",
+        "select no_column; listen a", "listen a; select no_column", "listen a; listen",
+        "listen a; listen bb; select 1, no_column, no_other; listen c", "listen a; selec",
+        "listen " .. ("n"):rep(64), "begin; select 1/0; listen a", "listen a", "rollback; listen a",
+        "listen a; begin; listen b; listen c d; commit", "unlisten a b", "deallocate a b" } do
+        t:send(wire.query(sql))
+      end
+      t:send(wire.query "rollback")
+      assert.is_true(t:is_quiet())
+    end)
+
     it("comes through the extended protocol as well", function()
       local c = px:login "app"
       c:send(wire.batch "listen parsed" .. wire.sync)
