@@ -160,19 +160,9 @@ static bool is_sure_name(struct prt_str name)
 }
 
 /* Bytes that are not ASCII are read in client_encoding, which may not have them any more. */
-static bool is_ascii(struct prt_str s)
-{
-    for (size_t i = 0; i < s.n; i++) {
-        if ((unsigned char)s.p[i] >= 0x80) {
-            return false;
-        }
-    }
-    return true;
-}
-
 static bool is_sure_value(struct prt_str name, struct prt_str value)
 {
-    return is_sure_name(name) && is_ascii(name) && is_ascii(value);
+    return is_sure_name(name) && prt_text_is_ascii(name) && prt_text_is_ascii(value);
 }
 
 /* Real numbers are shown with six digits, and an extension may show what it likes. */
@@ -181,7 +171,7 @@ static bool is_shown_exactly(struct prt_str name, struct prt_str text)
     static const char *const real[] = {"_cost", "_fraction", "_factor", "_multiplier",
                                        "_rate", "_bias",     "_seed",   "_delay"};
 
-    if (!is_ascii(text) && memchr(text.p, '\\', text.n)) {
+    if (!prt_text_is_ascii(text) && memchr(text.p, '\\', text.n)) {
         return false; /* it may be half of a character */
     }
     if (memchr(name.p, '.', name.n)) {

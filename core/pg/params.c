@@ -141,6 +141,29 @@ bool prt_params_get(const struct prt_params *set, struct prt_str name, struct pr
     return true;
 }
 
+bool prt_text_is_ascii(struct prt_str s)
+{
+    for (size_t i = 0; i < s.n; i++) {
+        if ((unsigned char)s.p[i] >= 0x80) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool prt_params_is_ascii(const struct prt_params *set)
+{
+    struct prt_str name, value;
+
+    for (unsigned i = 0; i < prt_params_count(set); i++) {
+        prt_params_at(set, i, &name, &value);
+        if (!prt_text_is_ascii(name) || !prt_text_is_ascii(value)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 unsigned prt_params_count(const struct prt_params *set)
 {
     return set->count;

@@ -284,6 +284,9 @@ const struct prt_params *prt_params_with(const struct prt_params *set, struct pr
 const struct prt_params *prt_params_without(const struct prt_params *set, struct prt_str name);
 bool prt_params_get(const struct prt_params *set, struct prt_str name, struct prt_str *value);
 unsigned prt_params_count(const struct prt_params *set);
+/** It means the same in every client_encoding; all names and values do. */
+bool prt_text_is_ascii(struct prt_str s);
+bool prt_params_is_ascii(const struct prt_params *set);
 void prt_params_at(const struct prt_params *set, unsigned i, struct prt_str *name,
                    struct prt_str *value);
 /** Append "SET name = 'value';..." for each name in both sets whose value differs in `want`.

@@ -573,6 +573,13 @@ void prt_session_ready(struct prt_session *s, uint8_t status)
     s->is_aborted = status == 'E';
 }
 
+void prt_session_recoded(struct prt_session *s)
+{
+    if (!prt_params_is_ascii(s->now) || !prt_params_is_ascii(s->settled)) {
+        prt_keep_always(s, SETTING);
+    }
+}
+
 /* ---- the whole ---- */
 void prt_session_init(struct prt_session *s)
 {

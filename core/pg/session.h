@@ -85,6 +85,9 @@ void prt_session_row(struct prt_session *s, const struct prt_effects *e, unsigne
 void prt_session_failed(struct prt_session *s, const struct prt_effects *e, unsigned nth);
 /** ReadyForQuery of the client's. */
 void prt_session_ready(struct prt_session *s, uint8_t status);
+/** The client reads and writes in another encoding from now on: what it has set in the one before,
+ * and is not ASCII, cannot be made again. */
+void prt_session_recoded(struct prt_session *s);
 /** Something ran that cleaned it all (DISCARD ALL of the pooler's own). */
 void prt_session_discarded(struct prt_session *s);
 

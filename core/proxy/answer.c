@@ -93,7 +93,7 @@ ON_WORKER static void synced(struct prt_server *s)
         prt_params_unref(c->params);
         c->params = prt_params_ref(s->params);
         prt_state_verified(c);
-        if (!went_ahead) {
+        if (!went_ahead && !prt_state_follow_up(s)) {
             prt_client_resume(c); /* what waited for it, before the lease is looked at */
         } else {
             prt_client_cancel_late(c);

@@ -357,6 +357,7 @@ struct prt_server {
     bool is_syncing : 1;       /* injected SETs are not answered yet: the client's bytes wait */
     bool is_owned : 1;         /* LINKED: session mode; it stays with its client to the end */
     bool is_sync_ahead : 1;    /* injected SETs went ahead of the client's first message */
+    bool owes_journal : 1;     /* is_syncing: unreported settings follow the reported ones */
     bool reset_failed : 1;     /* an error since that RESET */
     bool was_reset : 1;        /* CLEANING: what is dirty has been sent for reset */
     bool is_abandoned : 1;     /* CLEANING: its client left without letting go of it */
@@ -710,6 +711,8 @@ enum prt_may prt_state_may_run(void *ctx, const struct prt_effects *e,
                                const struct prt_denial **why) ON_WORKER;
 /** A server has accepted what the client wants. */
 void prt_state_verified(struct prt_client *c) ON_WORKER;
+/** What the lease began with is set; true: more had to wait for it, and was sent. */
+bool prt_state_follow_up(struct prt_server *s) ON_WORKER;
 /** The lease of `c` begins: give its server its settings. */
 void prt_state_link(struct prt_server *s, struct prt_client *c) ON_WORKER;
 /** ParameterStatus of the server's. true: `out` has what the client gets in its place, perhaps

@@ -280,6 +280,27 @@ void prt_state_verified(struct prt_client *c)
     }
 }
 
+/* A query is read in the encoding that is set when it comes: until the client's is, its journal has
+ * to wait if it is not all ASCII. */
+static bool is_recoded(const struct prt_server *s, const struct prt_client *c)
+{
+    struct prt_str theirs;
+
+    return prt_params_get(c->params, PRT_STR("client_encoding"), &theirs) &&
+           !is_same(s->params, PRT_STR("client_encoding"), theirs) &&
+           !(prt_params_is_ascii(s->session.settled) && prt_params_is_ascii(c->journal));
+}
+
+ON_WORKER static unsigned diff_journal(struct prt_server *s, const struct prt_params *journal,
+                                       struct prt_buf *sql, bool *is_sure)
+{
+    unsigned n = prt_journal_diff(s->session.settled, journal, sql, is_sure);
+
+    take(&s->session.settled, journal);
+    take(&s->session.now, journal);
+    return n;
+}
+
 ON_WORKER static void bring_settings(struct prt_server *s, struct prt_client *c)
 {
     struct prt_buf sql = {0};
@@ -287,17 +308,33 @@ ON_WORKER static void bring_settings(struct prt_server *s, struct prt_client *c)
     unsigned n = prt_params_diff(s->params, c->params, &sql);
 
     is_sure = n == 0 || c->is_verified;
-    n += prt_journal_diff(s->session.settled, c->journal, &sql, &is_journal_sure);
-    take(&s->session.settled, c->journal);
-    take(&s->session.now, c->journal);
+    s->owes_journal = n && is_recoded(s, c);
+    if (!s->owes_journal) {
+        n += diff_journal(s, c->journal, &sql, &is_journal_sure);
+    }
     if (n) {
-        sync(s, &sql, is_sure && is_journal_sure);
+        sync(s, &sql, is_sure && is_journal_sure && !s->owes_journal);
     }
     prt_buf_free(&sql);
 }
 
+bool prt_state_follow_up(struct prt_server *s)
+{
+    struct prt_buf sql = {0};
+    bool is_sure, waits = s->owes_journal;
+
+    s->owes_journal = false;
+    waits = waits && diff_journal(s, s->client->journal, &sql, &is_sure);
+    if (waits) {
+        sync(s, &sql, false);
+    }
+    prt_buf_free(&sql);
+    return waits;
+}
+
 void prt_state_link(struct prt_server *s, struct prt_client *c)
 {
+    s->owes_journal = false;
     take(&s->session.channels_settled, c->channels);
     take(&s->session.channels, c->channels);
     s->session.fans_out = prt_state_fans_out(row_of(s));
@@ -339,6 +376,9 @@ bool prt_state_param(struct prt_server *s, struct prt_str name, struct prt_str v
     s->params = prt_params_with(s->params, name, value);
     if (is_ours || !c) {
         return false;
+    }
+    if (prt_str_eqz(name, "client_encoding")) {
+        prt_session_recoded(&s->session);
     }
     bool is_reset = s->reset_to && prt_params_is_tracked(name) &&
                     is_same(s->startup, name, value) && prt_params_get(s->reset_to, name, &told);

@@ -112,7 +112,7 @@ local PINS = { "prepare sa as select 'sa'", "prepare sa as select 2", "execute s
   "set session authorization globex", "set session authorization default",
   "reset session authorization", "select current_user, session_user", "select current_user",
   "select pg_advisory_lock_shared(1)", "select pg_advisory_unlock_shared(1)",
-  "set app.x = '\\'", "set work_mem = 5000",
+  "set app.x = '\\'", "set work_mem = 5000", "set app.x = 'h\195\169'", "set app.x = 'h\195\169'",
   "declare h cursor with hold for values (1), (2)", "fetch h", "close h", "close all" }
 -- Nobody notifies: what is heard when is for listen_spec.lua.
 local LISTENS = { "listen c", "listen c", 'LISTEN "C d"', "listen/* */ d", "listen c d", "listen *",

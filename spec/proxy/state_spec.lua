@@ -118,7 +118,8 @@ describe("transaction mode", function()
   local px
 
   setup(function()
-    px = rig.start { pools = { app = "mode = 'transaction', max_size = 2" } }
+    px = rig.start { pools = { app = "mode = 'transaction', max_size = 2",
+      one = "mode = 'transaction', max_size = 1" } }
   end)
 
   after_each(function()
@@ -173,6 +174,28 @@ describe("transaction mode", function()
     first:drop()
     second:drop()
     px:assert_settled("app", 2)
+  end)
+
+  it("makes settings again in the encoding in which they were made", function()
+    local function login(pool, encoding)
+      return px:login(pool, "acme", "client_encoding", encoding)
+    end
+    local size = "select octet_length(current_setting('my.own'))"
+    local a, b = login("one", "LATIN1"), login("one", "UTF8")
+    b:ask "set my.own = 'h\195\169'; set statement_timeout = '77s'"
+    for _ = 1, 3 do
+      assert.equal("3", one(b, size))
+      assert.equal("77s", one(b, "select current_setting('statement_timeout')"))
+      a:ask "set my.own = 'h\233'"
+      assert.equal("3", one(a, size))
+    end
+    a:ask "set client_encoding = 'WIN1252'" -- now no other server could be given it
+    assert.equal("h\233", one(a, "select current_setting('my.own')"))
+    b:send(wire.query(size))
+    assert.equal("3", one(a, size))
+    assert.is_true(b:is_quiet())
+    a:ask "discard all"
+    assert.same({ "3" }, wire.values(b:until_ready()))
   end)
 
   it("rolls back what a client leaves open, and never commits half a batch", function()
