@@ -5,34 +5,24 @@
 // step, then each does its own work at the same time as the others.
 //
 // usage: node node_pg.mjs HOST PORT USER PASSWORD DATABASE CERTIFICATE
-import fs from 'node:fs';
 import net from 'node:net';
 import pg from 'pg';
 import Cursor from 'pg-cursor';
+import { Teller, ca, failure, login, play, sleep } from './program.mjs';
 
-const [host, port, user, password, database, certificate] = process.argv.slice(2);
-const CLIENTS = 12;
 const options = {
-  host, port: +port, user, password, database, connectionTimeoutMillis: 20000,
-  ssl: { ca: fs.readFileSync(certificate), servername: 'localhost' },
+  ...login, connectionTimeoutMillis: 20000, ssl: { ca, servername: 'localhost' },
 };
 
-class Client {
+class Client extends Teller {
   constructor(number) {
-    this.number = number;
-    this.lines = [];
-    this.seed = number * 104729 + 3;
+    super(number, number * 104729 + 3);
     this.pg = new pg.Client({ ...options, application_name: 'client' + number });
     this.pg.on('error', (e) => this.tell('connection', e.message));
   }
 
-  tell(what, result) {
-    this.lines.push(`${this.number} ${what}: ${result}`);
-  }
-
-  random(below) {
-    this.seed = (Math.imul(this.seed, 1103515245) + 12345) & 0x7fffffff;
-    return (this.seed >> 8) % below;
+  end() {
+    return this.pg.end();
   }
 
   // tag and rows, or SQLSTATE
@@ -51,8 +41,6 @@ class Client {
 
 const show = (r) => (Array.isArray(r) ? r.map(show).join(' | ')
   : `${r.command} ${r.rowCount} ${JSON.stringify(r.rows)}`);
-const failure = (e) => `error ${e.code ?? e.message}`;
-const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
 // ---- steps: in turns ----
 
@@ -250,7 +238,7 @@ function cancel(c) {
   return new Promise((done, failed) => {
     const request = Buffer.alloc(16);
     [16, 80877102, c.pg.processID, c.pg.secretKey].forEach((n, i) => request.writeInt32BE(n, i * 4));
-    const socket = net.connect(+port, host, () => socket.write(request));
+    const socket = net.connect(login.port, login.host, () => socket.write(request));
     socket.on('close', done);
     socket.on('error', failed);
     socket.resume();
@@ -316,26 +304,15 @@ async function pooled(lines) {
   await pool.end();
 }
 
-const clients = Array.from({ length: CLIENTS }, (_, i) => new Client(i));
-for (const c of clients) {
-  await c.pg.connect();
-}
-for (const i of [0, 1]) {
-  await clients[0].pg.query(`create schema p${i}; create table p${i}.place (id int, w text);
-    insert into p${i}.place values (1, 'in p${i}')`);
-}
-await clients[0].pg.query('create table shared (id int); insert into shared values (1)');
-for (const [name, step] of Object.entries(steps)) {
+async function begin(clients) {
   for (const c of clients) {
-    await step(c).catch((e) => c.tell(name, `${failure(e)} ${e.stack}`));
+    await c.pg.connect();
   }
+  for (const i of [0, 1]) {
+    await clients[0].pg.query(`create schema p${i}; create table p${i}.place (id int, w text);
+      insert into p${i}.place values (1, 'in p${i}')`);
+  }
+  await clients[0].pg.query('create table shared (id int); insert into shared values (1)');
 }
-await sharedSchemaChange(clients);
-await cancels(clients);
-const lines = [];
-await Promise.all([...clients.map(work), pooled(lines)]);
-for (const c of clients) {
-  await c.pg.end();
-  lines.push(...c.lines);
-}
-console.log(lines.join('\n'));
+
+await play(Client, { begin, steps, all: [sharedSchemaChange, cancels], work, pooled });

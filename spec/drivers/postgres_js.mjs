@@ -5,35 +5,25 @@
 // step, then each does its own work at the same time as the others.
 //
 // usage: node postgres_js.mjs HOST PORT USER PASSWORD DATABASE CERTIFICATE
-import fs from 'node:fs';
 import postgres from 'postgres';
-
-const [host, port, user, password, database, certificate] = process.argv.slice(2);
-const CLIENTS = 12;
+import { Teller, ca, failure, login, play, sleep } from './program.mjs';
 
 function connect(more) {
   return postgres({
-    host, port: +port, user, password, database, max: 1, connect_timeout: 20, onnotice() {},
-    ssl: { ca: fs.readFileSync(certificate), servername: 'localhost' }, ...more,
+    ...login, max: 1, connect_timeout: 20, onnotice() {}, ssl: { ca, servername: 'localhost' },
+    ...more,
   });
 }
 
-class Client {
+class Client extends Teller {
   constructor(number) {
-    this.number = number;
-    this.lines = [];
-    this.seed = number * 15485863 + 11;
+    super(number, number * 15485863 + 11);
     this.sql = connect({ connection: { application_name: 'client' + number } });
     this.table = this.sql('p' + number);
   }
 
-  tell(what, result) {
-    this.lines.push(`${this.number} ${what}: ${result}`);
-  }
-
-  random(below) {
-    this.seed = (Math.imul(this.seed, 1103515245) + 12345) & 0x7fffffff;
-    return (this.seed >> 8) % below;
+  end() {
+    return this.sql.end();
   }
 
   // tag, count and rows of a query, or its SQLSTATE
@@ -49,8 +39,6 @@ class Client {
 
 const show = (r) => (Array.isArray(r[0]) ? r.map(show).join(' | ')
   : `${r.command} ${r.count} ${JSON.stringify(r)}`);
-const failure = (e) => `error ${e.code ?? e.message}`;
-const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 const ended = (stream, last) => new Promise((done, failed) => {
   stream.on('error', failed);
   stream.on('finish', done);
@@ -354,23 +342,13 @@ async function pooled(lines) {
   await sql.end();
 }
 
-const clients = Array.from({ length: CLIENTS }, (_, i) => new Client(i));
-for (const i of [0, 1]) {
-  await clients[0].sql.unsafe(`create schema z${i}; create table z${i}.place (id int, w text);
-    insert into z${i}.place values (1, 'in z${i}')`);
-}
-await clients[0].sql.unsafe('create table shared (id int); insert into shared values (1)');
-for (const [name, step] of Object.entries(steps)) {
-  for (const c of clients) {
-    await step(c).catch((e) => c.tell(name, `${failure(e)} ${e.stack}`));
+async function begin(clients) {
+  const { sql } = clients[0];
+  for (const i of [0, 1]) {
+    await sql.unsafe(`create schema z${i}; create table z${i}.place (id int, w text);
+      insert into z${i}.place values (1, 'in z${i}')`);
   }
+  await sql.unsafe('create table shared (id int); insert into shared values (1)');
 }
-await sharedSchemaChange(clients);
-await cancels(clients);
-const lines = [];
-await Promise.all([...clients.map(work), pooled(lines)]);
-for (const c of clients) {
-  await c.sql.end();
-  lines.push(...c.lines);
-}
-console.log(lines.join('\n'));
+
+await play(Client, { begin, steps, all: [sharedSchemaChange, cancels], work, pooled });
