@@ -189,29 +189,33 @@ deps-sanitize:
 deps-bench:
 	$(call install,$(PKGS_bench))
 
+# builds with all processors, unless make was told how many
+in_parallel = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
+
 # ---- for people ----
 run: deps-run ## install what is missing, build, serve examples/minimal.lua on an embedded PostgreSQL
 	@$(MAKE) --no-print-directory all
 	@exec env PORT=$(PORT) ADMIN_PORT=$(ADMIN_PORT) build/poolrt examples/minimal.lua
 
 test: deps-test ## install what is missing, build, run every suite, end with "N passed, N failed"
-	@$(MAKE) --no-print-directory spec VARIANT=test
+	@$(MAKE) --no-print-directory $(in_parallel) spec VARIANT=test
 
 spec: $(OUT)/poolrt $(OUT)/libprt.so tests $(clients) drivers
 	@OUT=$(OUT) sh spec/run.sh $(sort $(tests))
 
 asan: deps-sanitize ## the suites under the address and undefined-behaviour sanitizers
-	@$(MAKE) --no-print-directory spec VARIANT=asan
+	@$(MAKE) --no-print-directory $(in_parallel) spec VARIANT=asan
 
 tsan: deps-sanitize ## the suites under the thread sanitizer, without specs tagged #guard
-	@$(MAKE) --no-print-directory spec VARIANT=tsan BUSTED_FLAGS='--exclude-tags=guard'
+	@$(MAKE) --no-print-directory $(in_parallel) spec VARIANT=tsan BUSTED_FLAGS='--exclude-tags=guard'
 
 FUZZ_SECONDS ?= 60
 fuzz: deps-sanitize ## every fuzzer for FUZZ_SECONDS (60) each
-	@$(MAKE) --no-print-directory fuzzers VARIANT=fuzz
-	@for f in $(patsubst spec/core/%.c,build/fuzz/spec/%,$(fuzz_srcs)); do mkdir -p $$f.corpus; echo "== $$f"; \
-	  $$f -max_total_time=$(FUZZ_SECONDS) -timeout=5 -rss_limit_mb=1024 -print_final_stats=0 -verbosity=0 \
-	    -artifact_prefix=$$f. $$f.corpus || exit 1; done
+	@$(MAKE) --no-print-directory $(in_parallel) fuzzers VARIANT=fuzz
+	@for f in $(patsubst spec/core/%.c,build/fuzz/spec/%,$(fuzz_srcs)); do mkdir -p $$f.corpus; \
+	  $$f -max_total_time=$(FUZZ_SECONDS) -timeout=5 -rss_limit_mb=1024 -artifact_prefix=$$f. $$f.corpus \
+	    >$$f.log 2>&1 || { cat $$f.log; exit 1; }; \
+	  echo "$${f##*/}: $$(sed -n 's/^Done //p' $$f.log), nothing found"; done
 
 bench: deps-bench ## A/B against PgBouncer (PGBOUNCER=path for another one), a table of medians and ratios
 	@$(MAKE) --no-print-directory all

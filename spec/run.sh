@@ -1,44 +1,41 @@
 #!/bin/sh
-# Runs the C tests given as arguments, one per processor at a time, then busted, and ends with the sum:
+# Runs the suites, the C tests given as arguments and every file of specs, two at a time; then those
+# that measure what the machine can do (tagged #alone) one by one. Ends with the sum of all:
 # "N passed, N failed".
 # OUT: folder of the build under test. BUSTED_FLAGS: more options for busted. ONLY=c|lua: one half.
+# JOBS: how many at a time.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 dir=$(mktemp -d) || exit 2
-log=$dir/log
 trap 'rm -rf "$dir"' EXIT
-passed=0 failed=0
+export dir PRT_OUT="$OUT"
+jobs=${JOBS:-$(nproc)}
+[ "$jobs" -le "${JOBS:-2}" ] || jobs=2
 
-# add NAME STATUS: reads the last "N passed, N failed" in the log; a program that died without one,
-# or with a bad status and no failure of its own, is one failure.
-add() {
-  line=$(grep -Eo '[0-9]+ passed, [0-9]+ failed' "$log" | tail -n 1)
-  p=${line%% *} f=${line#*, }; f=${f%% *}
-  if [ -z "$line" ]; then echo "$1: died with status $2"; p=0 f=1; fi
-  if [ "$2" -ne 0 ] && [ "$f" -eq 0 ]; then echo "$1: status $2"; f=1; fi
-  passed=$((passed + p)) failed=$((failed + f))
+# the long ones first, so that none of them ends the run by itself
+LONG='pool_mutant|drivers|rest_|chaos|link_connect|interleave'
+
+run() { # JOBS: the suites of standard input
+  # a lane has ports of its own (spec/support/os.lua)
+  xargs -r -P "$1" -n 1 --process-slot-var=PRT_LANE sh spec/suite.sh
 }
 
-if [ "${ONLY:-}" != lua ]; then
-  export dir
-  # shellcheck disable=SC2016
-  printf '%s\n' "$@" | xargs -P "$(nproc)" -n 1 sh -c \
-    'name=$(basename "$1"); timeout 900 "$1" >"$dir/$name" 2>&1; echo $? >"$dir/$name.status"' run
-  for t in "$@"; do
-    name=$(basename "$t")
-    log=$dir/$name status=$(cat "$dir/$name.status")
-    if [ $status -eq 0 ]; then tail -n 1 "$log"; else cat "$log"; fi
-    add "$t" "$status"
-  done
-  log=$dir/log
-fi
+[ "${ONLY:-}" = lua ] || printf '%s\n' "$@" >"$dir/suites"
+[ "${ONLY:-}" = c ] || find spec -name '*_spec.lua' | sort >>"$dir/suites"
+alone=$(grep -rl --include='*_spec.lua' '#alone' spec)
+printf '%s\n' "$alone" >"$dir/alone"
+grep -vxF -f "$dir/alone" "$dir/suites" >"$dir/together"
+{ grep -E "$LONG" "$dir/together"; grep -vE "$LONG" "$dir/together"; } | run "$jobs"
+grep -xF -f "$dir/alone" "$dir/suites" | run 1
 
-if [ "${ONLY:-}" != c ] && [ -n "$(find spec -name '*_spec.lua' | head -n 1)" ]; then
-  export PRT_OUT="$OUT"
-  { busted --lua=luajit -o spec/tally.lua ${BUSTED_FLAGS:-} spec 2>&1; echo "status $?"; } | tee "$log"
-  status=$(sed -n 's/^status \([0-9]*\)$/\1/p' "$log" | tail -n 1)
-  add busted "${status:-1}"
-fi
-
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+echo "slowest:"
+cat "$dir"/*.sum | sort -k 3 -rn | awk 'NR <= 10 { printf "%6.1f s  %s\n", $3, $4 }'
+# a suite without a sum has not even told how it ended
+suites=$(grep -c . "$dir/suites")
+cat "$dir"/*.sum | awk -v suites="$suites" '
+  { passed += $1; failed += $2 }
+  END {
+    if (NR < suites) { print suites - NR " suites left no result"; failed += suites - NR }
+    printf "%d passed, %d failed\n", passed, failed
+    exit failed > 0
+  }'

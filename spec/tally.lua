@@ -1,5 +1,5 @@
 -- tally.lua - busted's output: one line per failure, each file's name as it starts, and a last line
--- "busted: N passed, N failed" that spec/run.sh adds up.
+-- "busted: N passed, N failed" that spec/suite.sh reads.
 return function(options)
   local busted = require "busted"
   local handler = require "busted.outputHandlers.base"()

@@ -496,22 +496,28 @@ describe("admin API", function()
       assert.equal(200, (curl "/health"))
     end)
 
-    it("that stop in the head are answered after 10 s #slow", function()
-      local s = socket.connect(rt.admin_port):send(GET)
-      local before = socket.now()
-      assert.truthy(s:read_all(15):find "^HTTP/1.1 408 ")
-      s:close()
-      local took = socket.now() - before
-      assert.is_true(took > 9 and took < 12, took)
-    end)
+    describe("that stop", function()
+      local begun, head, body
 
-    it("that stop in the body are given up after 30 s #slow", function()
-      local s = socket.connect(rt.admin_port):send(GET .. "Content-Length: 9\r\n\r\nabc")
-      local before = socket.now()
-      s:read_all(40)
-      s:close()
-      local took = socket.now() - before
-      assert.is_true(took > 25 and took < 33, took)
+      setup(function()
+        begun = socket.now()
+        head = socket.connect(rt.admin_port):send(GET)
+        body = socket.connect(rt.admin_port):send(GET .. "Content-Length: 9\r\n\r\nabc")
+      end)
+
+      it("in the head are answered after 10 s #slow", function()
+        assert.truthy(head:read_all(15):find "^HTTP/1.1 408 ")
+        head:close()
+        local took = socket.now() - begun
+        assert.is_true(took > 9 and took < 12, took)
+      end)
+
+      it("in the body are given up after 30 s #slow", function()
+        body:read_all(40)
+        body:close()
+        local took = socket.now() - begun
+        assert.is_true(took > 25 and took < 33, took)
+      end)
     end)
   end)
 end)

@@ -1,12 +1,13 @@
 #!/bin/sh
 # Builds the pool engine with one fault of pool_mutants.txt after the other and runs the test that
-# must find it. First the tests run without a fault: they must pass. Ends with "N found, N missed".
+# must find it. First the tests run without a fault: they must pass. Ends with "N found, N missed";
+# what found each stands in the file "found" beside the products.
 # $1: folder for the products. CC: the compiler. ONLY=TEXT: faults whose name contains it.
 set -u
 here=$(dirname "$0") out=$1
 : "${CC:=cc}"
 flags="-std=c11 -D_GNU_SOURCE -DPRT_DEBUG -O1 -w -Icore -I$here -pthread"
-mkdir -p "$out" && rm -rf "$out"/m_* || exit 2
+mkdir -p "$out" && rm -rf "$out"/m_* && : >"$out/found" || exit 2
 found=0 missed=0
 
 # Every source by itself, so that a fault costs one compilation.
@@ -77,7 +78,7 @@ while IFS= read -r line; do
   if [ $status -eq 0 ] || [ $status -eq 124 ]; then
     echo "missed: $name ($t, status $status)"; missed=$((missed + 1))
   else
-    echo "found: $name: $(grep -hv passed "$m/$t.log" | grep -v '^  seed' | head -n 1 | cut -c 1-120)"
+    echo "$name: $(grep -hv passed "$m/$t.log" | grep -v '^  seed' | head -n 1 | cut -c 1-120)" >>"$out/found"
     found=$((found + 1))
   fi
 done <"$here/pool_mutants.txt"

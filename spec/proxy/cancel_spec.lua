@@ -17,23 +17,15 @@ local function cancels(px, clients, chosen, running, database, conninfo)
   return n
 end
 
-describe("cancel", function()
-  local px
-
-  setup(function()
-    px = rig.start {
-      pools = {
-        big = "mode = 'transaction', max_size = 1000, idle_timeout = 1, maintenance_interval = 1",
-        few = "mode = 'transaction', max_size = 10, acquire_timeout = '60s'",
-        one = "mode = 'transaction', max_size = 1",
-        session = "mode = 'session', max_size = 2",
-      },
-    }
-  end)
-
-  teardown(function()
-    px:stop()
-  end)
+describe("cancel #alone", function()
+  local px = rig.shared {
+    pools = {
+      big = "mode = 'transaction', max_size = 1000, idle_timeout = 1, maintenance_interval = 1",
+      few = "mode = 'transaction', max_size = 10, acquire_timeout = '60s'",
+      one = "mode = 'transaction', max_size = 1",
+      session = "mode = 'session', max_size = 2",
+    },
+  }
 
   it("ends exactly those 500 of 1,000 running queries that are meant, all asked at once", function()
     local n = cancels(px, 1000, 500, 1000, "big")

@@ -37,7 +37,7 @@ local function occupy(px)
   end)
 end
 
-describe("faults", function()
+describe("faults #alone", function()
   local px
 
   setup(function()

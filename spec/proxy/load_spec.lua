@@ -4,8 +4,7 @@ local sys = require "support.os"
 
 local SECONDS = rig.is_long and 20 or 5
 
--- every spec of this file runs on one poolrt
-local px
+local px -- below
 
 local function pgbench(database, options, seconds)
   local job = px:job(("pgbench -n -T %d %s @"):format(seconds or SECONDS, options), database)
@@ -15,21 +14,17 @@ local function pgbench(database, options, seconds)
   assert(status == 0 and failed == 0 and done and done > 100 and not out:find "rror", out)
 end
 
-describe("load", function()
-  setup(function()
-    rig.server()
-    sys.must(("pgbench -q -i -s 10 %s 2>&1"):format(sys.quote(rig.direct())))
-    px = rig.start {
-      pools = {
-        app = "mode = 'transaction', max_size = 20",
-        all = "mode = 'session', max_size = 20, acquire_timeout = '30s'",
-        two = "mode = 'transaction', max_size = 20",
-      },
-    }
-  end)
+describe("load #alone", function()
+  px = rig.shared {
+    pools = {
+      app = "mode = 'transaction', max_size = 20",
+      all = "mode = 'session', max_size = 20, acquire_timeout = '30s'",
+      two = "mode = 'transaction', max_size = 20",
+    },
+  }
 
-  teardown(function()
-    px:stop()
+  setup(function()
+    sys.must(("pgbench -q -i -s 10 %s 2>&1"):format(sys.quote(rig.direct())))
   end)
 
   for _, what in ipairs { "", "-S" } do

@@ -3,12 +3,12 @@
 -- 1,000 times with PRT_LONG=1.
 local setup = require "proxy.setup"
 local sys = require "support.os"
+local P = require "support.poolrt"
 local cjson = require "cjson"
 
-local IS_SANITIZED = (os.getenv "PRT_OUT" or ""):find "san" ~= nil
 local PACE = 0.035 -- between two versions; a look at the folder takes 0.03 s
 
-describe("replacing route/tenant under load #guard", function()
+describe("replacing route/tenant under load #guard #alone", function()
   local rt, file, good, load_job
 
   -- a good version of its own
@@ -65,7 +65,7 @@ describe("replacing route/tenant under load #guard", function()
   end
 
   it("fails no transaction and ends on the last good version", function()
-    local n = setup.is_long and 1000 or 200
+    local n = P.is_long and 1000 or 200
     local began = sys.now()
     local next_at = began
     local named = 0
@@ -89,7 +89,7 @@ describe("replacing route/tenant under load #guard", function()
     end
     local rate = n / (sys.now() - began)
     assert.equal(n / 10, named)
-    assert.is_true(IS_SANITIZED or rate >= 20, rate .. " versions a second")
+    assert.is_true(P.is_sanitized or rate >= 20, rate .. " versions a second")
 
     sys.replace(file, version(n + 1))
     local last

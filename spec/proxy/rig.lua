@@ -1,10 +1,12 @@
 -- rig.lua - poolrt in front of a PostgreSQL that load and fault specs may fill, stop and kill: one
 -- for all of them, apart from the one that other specs share, with room for 1,100 connections.
+local busted = require "busted"
 local sys = require "support.os"
 local ffi = require "ffi"
 local json = require "poolrt.json"
 local wire = require "proxy.wire"
 local P = require "support.poolrt"
+local PG = require "support.pg"
 
 ffi.cdef [[
   int rig_fcntl(int, int, ...) __asm__("fcntl");
@@ -13,12 +15,7 @@ ffi.cdef [[
 local M = {}
 local F_SETFD, FD_CLOEXEC = 2, 1
 
---- env PRT_LONG=1: the long versions.
-M.is_long = os.getenv "PRT_LONG" == "1"
-local out_folder = os.getenv "PRT_OUT" or "build/test"
---- Built with a sanitizer: memory and speed say nothing.
-M.is_sanitized = select(2, sys.sh(("grep -aqE '__(asan|tsan)_init' %s/poolrt"):format(out_folder)))
-  == 0
+M.is_long, M.is_sanitized = P.is_long, P.is_sanitized
 
 --- Wait until `check` answers with something true, which is returned. After `seconds` an error that
 --- says `what` and the second value of check().
@@ -80,63 +77,33 @@ end
 
 --- A load client of spec/client.
 function M.client(name)
-  return out_folder .. "/spec/client/" .. name
+  return P.out .. "/spec/client/" .. name
 end
 
 -- ---- PostgreSQL ----
 
-local CONF = [[
-listen_addresses = '127.0.0.1'
-max_connections = 1100
-shared_buffers = 32MB
-fsync = off
-full_page_writes = off
-synchronous_commit = off
-autovacuum = off
-]]
-
 local server
-
-local function as_owner(command)
-  local owner = "setpriv --reuid=postgres --regid=postgres --clear-groups "
-  return (sys.is_root() and owner or "") .. command
-end
-
-local function create()
-  local bin = sys.must [[ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1]]
-  local dir = sys.temp_dir()
-  sys.must("chown postgres " .. dir .. " 2>/dev/null || true")
-  sys.must(("cd / && LC_ALL=C.UTF-8 %s -D %s/data -A trust -U postgres -E UTF8 --no-sync")
-    :format(as_owner(bin .. "/initdb"), dir))
-  sys.write(dir .. "/data/postgresql.auto.conf", CONF)
-  server = { dir = dir, port = sys.free_port(), bin = bin }
-  sys.at_exit(function() M.stop_server "QUIT" end)
-  M.start_server()
-  M.sql "create role acme superuser login; create role globex superuser login"
-  M.sql "create database app"
-end
 
 function M.server()
   if not server then
-    create()
+    local dir = sys.temp_dir()
+    server = PG.new(dir, "-c max_connections=1100 -c shared_buffers=32MB -c autovacuum=off")
+    sys.at_exit(function() M.stop_server "QUIT" end)
+    sys.write(server.data .. "/pg_hba.conf",
+      "local all all trust\nhost all all 127.0.0.1/32 trust\n")
+    M.sql "select pg_reload_conf()"
+    M.sql "alter role acme superuser; alter role globex superuser"
   end
   return server
 end
 
 function M.start_server()
-  local line = ("setpriv --pdeathsig QUIT %s/postgres -D %s/data -p %d -k %s"):format(server.bin,
-    server.dir, server.port, server.dir)
-  server.job = M.job(as_owner(line))
-  M.eventually(30, "PostgreSQL answers", function()
-    local out, status = sys.sh(M.psql_line "-Atc 'select 1'")
-    return status == 0, out .. server.job:out()
-  end)
+  PG.run(server)
 end
 
 --- INT: it ends its connections properly. QUIT: at once, as after a crash.
 function M.stop_server(signal)
-  sys.kill(server.job.pid, signal)
-  sys.wait_for(function() return server.job:ended() end, 30)
+  PG.halt(server, signal)
 end
 
 --- For libpq, past poolrt.
@@ -170,12 +137,11 @@ end
 
 --- From now on it speaks TLS to those who ask for it.
 function M.server_tls(cert, key)
-  local dir = server.dir
-  sys.must(("cp %s %s/data/cert && cp %s %s/data/key && chmod 600 %s/data/key"):format(cert, dir,
-    key, dir, dir))
-  sys.must(("chown --reference=%s/data %s/data/cert %s/data/key"):format(dir, dir, dir))
-  M.sql(("alter system set ssl_cert_file = '%s/data/cert'"):format(dir))
-  M.sql(("alter system set ssl_key_file = '%s/data/key'"):format(dir))
+  local data = server.data
+  sys.must(("cd %s && cp %s cert && cp %s key && chmod 600 key && chown --reference=. cert key")
+    :format(data, cert, key))
+  M.sql(("alter system set ssl_cert_file = '%s/cert'"):format(data))
+  M.sql(("alter system set ssl_key_file = '%s/key'"):format(data))
   M.sql "alter system set ssl = on"
   M.sql "select pg_reload_conf()"
   M.eventually(10, "TLS", function()
@@ -189,7 +155,7 @@ end
 --- (SCRAM) and over TLS, which server_tls() has to have turned on.
 function M.strict_role(name, password)
   M.sql(("create role %s login password '%s'"):format(name, (password:gsub("'", "''"))))
-  local hba = M.server().dir .. "/data/pg_hba.conf"
+  local hba = M.server().data .. "/pg_hba.conf"
   sys.write(hba, ("hostssl all %s 127.0.0.1/32 scram-sha-256\nhost all %s 127.0.0.1/32 reject\n")
     :format(name, name) .. sys.read(hba))
   M.sql "select pg_reload_conf()"
@@ -211,6 +177,19 @@ local TRUST = "{ type = 'trust', users = { acme = 'x', globex = 'x', postgres = 
 --- o.pools: { name = "settings, in Lua" }; o.top: more of the configuration; o.auth: another than
 --- TRUST; o.sslmode: to the server; o.env: poolrt's environment; o.token: of the admin API.
 function M.start(o)
+  return setmetatable({}, Rig):start(o)
+end
+
+--- One for all specs of the describe() that this is called in; the clients of each are dropped.
+function M.shared(o)
+  local px = setmetatable({}, Rig)
+  busted.setup(function() px:start(o) end)
+  busted.after_each(function() px:drop_clients() end)
+  busted.teardown(function() return px.rt and px:stop() end)
+  return px
+end
+
+function Rig:start(o)
   local pg = M.server()
   local lines = {
     "return { workers = 2, max_clients = 20000, shutdown_timeout = 5,",
@@ -224,8 +203,7 @@ function M.start(o)
       :format(name, pg.port, o.sslmode or "disable", settings)
   end
   local rt = P.start { config = table.concat(lines, "\n") .. "} }\n", env = o.env }
-  local self = setmetatable({ rt = rt, port = rt.port, pid = rt.pid, clients = {},
-    token = o.token }, Rig)
+  self.rt, self.port, self.pid, self.clients, self.token = rt, rt.port, rt.pid, {}, o.token
   self.before = { rss = rt.rss(), fds = rt.fds() }
   return self
 end

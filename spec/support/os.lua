@@ -118,6 +118,15 @@ function M.temp_dir()
   return dir
 end
 
+--- Certificate and key, self-signed for localhost: the names of their files.
+function M.certificate()
+  local dir = M.temp_dir()
+  M.must(("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
+    .. "-subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 "
+    .. "-keyout %s/key -out %s/cert 2>&1 && chmod 600 %s/key"):format(dir, dir, dir))
+  return dir .. "/cert", dir .. "/key"
+end
+
 -- ---- the end of the run ----
 
 local last_words, sentinel = {}, nil
@@ -183,6 +192,13 @@ local function listening()
 end
 
 local seeded, given = false, {}
+-- what runs at the same time in one run of the suites chooses from ports of its own
+local lane = tonumber(os.getenv "PRT_LANE") or math.huge
+local FIRST_PORT, LAST_PORT = 20000, 31999
+if lane < 4 then
+  FIRST_PORT = FIRST_PORT + lane * 3000
+  LAST_PORT = FIRST_PORT + 2999
+end
 
 --- A port below the kernel's own range for outgoing connections that nobody uses now.
 function M.free_port()
@@ -195,7 +211,7 @@ function M.free_port()
   end
   local used = listening()
   for _ = 1, 1000 do
-    local port = math.random(20000, 31999)
+    local port = math.random(FIRST_PORT, LAST_PORT)
     if not used[port] and not given[port] then
       given[port] = true
       return port

@@ -5,14 +5,13 @@
 --
 -- Superuser "postgres" without password; users acme, globex and app with password "secret" by
 -- SCRAM; database app, in which all three may create tables. No fsync. A copy of a cluster that is
--- made once and kept in build/pgtemplate. It ends with the run; what a killed run left is cleared
+-- made once and kept in build/. It ends with the run; what a killed run left is cleared
 -- by the next.
 local sys = require "support.os"
 
 local M = {}
 
-local TEMPLATE = "build/pgtemplate"
-local MARK = TEMPLATE .. "/made-by-4" -- another number when the recipe below changes
+local TEMPLATE = "build/pgtemplate-5" -- another number when the recipe below changes
 local USERS = { "acme", "globex", "app" }
 
 local server
@@ -49,12 +48,13 @@ host all all 127.0.0.1/32 scram-sha-256
 
 -- ---- a running server ----
 
+local OPTIONS = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off"
+  .. " -c logging_collector=off"
+
 local function command(pg)
   return ("exec env LC_ALL=C.UTF-8 %s setpriv --pdeathsig INT %s/postgres -D %s -k %s -p %d "
-    .. "-c listen_addresses=127.0.0.1 -c fsync=off -c synchronous_commit=off "
-    .. "-c full_page_writes=off -c max_connections=300 -c shared_buffers=64MB "
-    .. "-c max_prepared_transactions=10 -c logging_collector=off >>%s/log 2>&1 </dev/null"):format(
-    as_owner(), bin(), pg.data, pg.dir, pg.port, pg.dir)
+    .. "-c listen_addresses=127.0.0.1 %s %s >>%s/log 2>&1 </dev/null"):format(as_owner(), bin(),
+    pg.data, pg.dir, pg.port, OPTIONS, pg.options, pg.dir)
 end
 
 local function answers(pg)
@@ -62,7 +62,8 @@ local function answers(pg)
   return status == 0
 end
 
-local function run(pg)
+--- Start a server that was made by M.new() and is not running; returns when it answers.
+function M.run(pg)
   pg.pid = sys.spawn(command(pg))
   local up = sys.wait_for(function()
     return answers(pg) or sys.reap(pg.pid)
@@ -72,7 +73,8 @@ local function run(pg)
   end
 end
 
-local function halt(pg, signal)
+--- End it by `signal` (INT: fast; QUIT: at once, as after a crash).
+function M.halt(pg, signal)
   if not pg.pid then
     return
   end
@@ -104,7 +106,7 @@ local function make_template(pg)
   sys.must(("cd / && LC_ALL=C.UTF-8 %s %s/initdb -D %s -U postgres -A trust -E UTF8 "
     .. "--locale=C.UTF-8 --no-sync"):format(as_owner(), bin(), pg.data))
   sys.write(pg.data .. "/pg_hba.conf", HBA)
-  run(pg)
+  M.run(pg)
   for _, user in ipairs(USERS) do
     assert(select(2, query(pg, ("CREATE ROLE %s LOGIN PASSWORD 'secret'"):format(user))) == 0)
   end
@@ -113,16 +115,27 @@ local function make_template(pg)
     assert(select(2, query(pg, ("GRANT ALL ON SCHEMA public TO %s; GRANT ALL ON DATABASE app TO %s")
       :format(user, user), { db = "app" })) == 0)
   end
-  halt(pg)
-  -- under a name of our own, then renamed: another run may do the same at this moment
+  M.halt(pg)
+  -- under a name of our own, then renamed: another may do the same at this moment
   local mine = TEMPLATE .. "." .. sys.own_pid()
-  sys.must(("mkdir -p build && rm -rf %s && cp -a %s %s && touch %s/%s && rm -rf %s && mv %s %s")
-    :format(mine, pg.data, mine, mine, MARK:match "[^/]+$", TEMPLATE, mine, TEMPLATE))
+  sys.must(("mkdir -p build && rm -rf %s && cp -a %s %s"):format(mine, pg.data, mine))
+  sys.must(("mv -T %s %s 2>/dev/null || rm -rf %s"):format(mine, TEMPLATE, mine))
 end
 
-local function copy_template(pg)
-  sys.must(("cp -a %s/. %s && rm -f %s/made-by-*"):format(TEMPLATE, pg.data, pg.data))
-  give_to_owner(pg.data)
+--- A server in the directory `dir`, which exists, started. options: for its command line.
+function M.new(dir, options)
+  local pg = { dir = dir, data = dir .. "/data", socket_dir = dir, host = "127.0.0.1",
+    port = sys.free_port(), options = options }
+  sys.must(("mkdir -m 700 %s"):format(pg.data))
+  give_to_owner(dir)
+  if sys.read(TEMPLATE .. "/PG_VERSION") then
+    sys.must(("cp -a %s/. %s"):format(TEMPLATE, pg.data))
+    give_to_owner(pg.data)
+  else
+    make_template(pg)
+  end
+  M.run(pg)
+  return pg
 end
 
 -- ---- what a killed run left ----
@@ -153,22 +166,16 @@ function M.start()
   end
   clear_leftovers()
   local dir = "/tmp/poolrt-pg." .. sys.own_pid()
-  local pg = { dir = dir, data = dir .. "/data", socket_dir = dir, host = "127.0.0.1",
-    port = sys.free_port() }
-  sys.must(("rm -rf %s && mkdir -m 755 %s && mkdir -m 700 %s"):format(dir, dir, pg.data))
-  give_to_owner(dir)
+  sys.must(("rm -rf %s && mkdir -m 755 %s"):format(dir, dir))
   sys.at_exit(function()
-    halt(pg)
+    if server then
+      M.halt(server)
+    end
     sys.sh("rm -rf " .. dir)
   end)
-  if sys.read(MARK) then
-    copy_template(pg)
-  else
-    make_template(pg)
-  end
-  run(pg)
-  server = pg
-  return pg
+  server = M.new(dir, "-c max_connections=300 -c shared_buffers=64MB "
+    .. "-c max_prepared_transactions=10")
+  return server
 end
 
 --- o: user (postgres), db (postgres), host. Output, exit status.
@@ -184,13 +191,13 @@ end
 
 --- Stop it by `signal` (INT: fast; QUIT: at once) and, unless told otherwise, start it again.
 function M.stop(signal)
-  halt(M.start(), signal)
+  M.halt(M.start(), signal)
 end
 
 function M.restart(signal)
   local pg = M.start()
-  halt(pg, signal)
-  run(pg)
+  M.halt(pg, signal)
+  M.run(pg)
 end
 
 return M

@@ -13,7 +13,13 @@ local sys = require "support.os"
 
 local M = {}
 
-M.bin = (os.getenv "PRT_OUT" or "build/test") .. "/poolrt"
+--- Folder of the build under test.
+M.out = os.getenv "PRT_OUT" or "build/test"
+M.bin = M.out .. "/poolrt"
+--- Built with a sanitizer: memory and speed say nothing.
+M.is_sanitized = select(2, sys.sh(("grep -aqE '__(asan|tsan)_init' %s"):format(M.bin))) == 0
+--- env PRT_LONG=1: the long versions of the specs.
+M.is_long = os.getenv "PRT_LONG" == "1"
 
 local running = {}
 
