@@ -3,9 +3,8 @@
 -- 60 s with PRT_LONG=1.
 local setup = require "proxy.setup"
 local sys = require "support.os"
+local P = require "support.poolrt"
 local PG = require "support.pg"
-
-local BUILD = os.getenv "PRT_OUT" or "build/test"
 
 describe("chaos", function()
   for pool, mode in pairs { app = "transaction", session = "session", statement = "statement" } do
@@ -13,9 +12,9 @@ describe("chaos", function()
       local rt = setup.start { size = 8, pool = [[policies = { "route/tenant" },
         tenant = { from = "user" }, partitions = { acme = { max_connections = 6 },
         globex = { max_connections = 6 } },]] }
-      local seconds = setup.is_long and 60 or 10
+      local seconds = P.is_long and 60 or 10
       local command = "timeout %d %s/spec/client/chaos %d %d app acme,globex %d %s 24 %d %s"
-      local out, status = sys.sh(command:format(seconds + 120, BUILD, rt.port,
+      local out, status = sys.sh(command:format(seconds + 120, P.out, rt.port,
         PG.start().port, seconds, mode, os.time(), pool))
       assert.equal(0, status, out)
       for _, what in ipairs { "foreign", "truncated", "committed", "odd", "hangs", "busy" } do

@@ -53,13 +53,8 @@ local function all_of_it(px, options)
   px:assert_settled("app", 4)
 end
 
-local function certificate()
-  local dir = sys.temp_dir()
-  sys.must(("openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout %s/key "
-    .. "-out %s/cert 2>&1"):format(dir, dir))
-  sys.must(("chmod 600 %s/key"):format(dir))
-  return dir, ("tls = { client = { mode = 'allow', cert = '%s/cert', key = '%s/key' } },")
-    :format(dir, dir)
+local function tls_to_clients(cert, key)
+  return ("tls = { client = { mode = 'allow', cert = '%s', key = '%s' } },"):format(cert, key)
 end
 
 describe("large transfers", function()
@@ -96,18 +91,17 @@ describe("large transfers", function()
   end)
 
   it("are whole over TLS to the client", function()
-    local _, top = certificate()
-    px = rig.start { pools = { app = "mode = 'transaction', max_size = 4" }, top = top }
+    px = rig.start { pools = { app = "mode = 'transaction', max_size = 4" },
+      top = tls_to_clients(sys.certificate()) }
     assert.equal("f", has_tls(px:conninfo "app" .. " sslmode=require"))
     all_of_it(px, "sslmode=require")
   end)
 
   it("are whole over TLS to the client and to the server", function()
-    local dir, top = certificate()
-    rig.server_tls(dir .. "/cert", dir .. "/key")
-    px = rig.start {
-      pools = { app = "mode = 'transaction', max_size = 4" }, sslmode = "require", top = top,
-    }
+    local cert, key = sys.certificate()
+    rig.server_tls(cert, key)
+    px = rig.start { pools = { app = "mode = 'transaction', max_size = 4" }, sslmode = "require",
+      top = tls_to_clients(cert, key) }
     assert.equal("t", has_tls(px:conninfo "app" .. " sslmode=require"))
     all_of_it(px, "sslmode=require")
   end)

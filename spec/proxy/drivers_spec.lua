@@ -82,14 +82,10 @@ describe("drivers", function()
   local px, cert
 
   setup(function()
-    local dir = sys.temp_dir()
-    cert = dir .. "/cert"
-    sys.must(("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
-      .. "-subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 "
-      .. "-keyout %s/key -out %s/cert 2>&1"):format(dir, dir))
-    sys.must(("chmod 600 %s/key"):format(dir))
+    local key
+    cert, key = sys.certificate()
     rig.server()
-    rig.server_tls(cert, dir .. "/key")
+    rig.server_tls(cert, key)
     rig.strict_role("driver", PASSWORD)
     rig.sql("create database " .. DIRECT)
     local pools = {}
@@ -99,7 +95,7 @@ describe("drivers", function()
     px = rig.start { pools = pools, sslmode = "require",
       auth = ("{ type = 'scram-sha-256', users = { driver = %q } }"):format(PASSWORD),
       top = ("tls = { client = { mode = 'require', cert = %q, key = %q } },"):format(cert,
-        dir .. "/key") }
+        key) }
   end)
 
   teardown(function()

@@ -3,14 +3,12 @@
 local setup = require "proxy.setup"
 local sys = require "support.os"
 local wire = require "proxy.wire"
-
-local BUILD = os.getenv "PRT_OUT" or "build/test"
-local IS_SANITIZED = BUILD:find "san" ~= nil
+local P = require "support.poolrt"
 
 describe("churn", function()
   local function churn(rt, count, seed, conninfo)
     local command = "timeout 300 %s/spec/client/churn %d app acme %d %d %s"
-    local out, status = sys.sh(command:format(BUILD, rt.port, count, seed,
+    local out, status = sys.sh(command:format(P.out, rt.port, count, seed,
       conninfo and sys.quote(conninfo) or ""))
     assert.equal(0, status, out)
     return tonumber(out:match "logins=(%d+)")
@@ -29,7 +27,7 @@ describe("churn", function()
 
   it("leaves memory, descriptors and slots as they were", function()
     local before, after = 10000, 90000
-    if IS_SANITIZED and not setup.is_long then
+    if P.is_sanitized and not P.is_long then
       before, after = 5000, 25000
     end
     local rt = setup.start { size = 6 }
@@ -40,17 +38,14 @@ describe("churn", function()
     settle(rt, fds)
     local grown = rt.rss() - rss
     -- a sanitizer keeps what was freed for a while
-    assert.is_true(IS_SANITIZED or grown <= 1048576, ("%d bytes more"):format(grown))
+    assert.is_true(P.is_sanitized or grown <= 1048576, ("%d bytes more"):format(grown))
     assert.equal(0, rt.stop())
   end)
 
   it("leaves nothing behind in logins by SCRAM over TLS", function()
-    local dir = sys.temp_dir()
-    sys.must(("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
-      .. "-subj /CN=localhost -keyout %s/key.pem -out %s/cert.pem"):format(dir, dir))
+    local cert, key = sys.certificate()
     local rt = setup.start { auth = "scram-sha-256", size = 6,
-      top = ('tls = { client = { mode = "require", cert = "%s/cert.pem", key = "%s/key.pem" } },')
-        :format(dir, dir) }
+      top = ('tls = { client = { mode = "require", cert = %q, key = %q } },'):format(cert, key) }
     local info = ("host=127.0.0.1 port=%d user=acme dbname=app password=secret sslmode=require")
       :format(rt.port)
     assert.is_true(churn(rt, 400, 3, info) > 0)
@@ -59,7 +54,7 @@ describe("churn", function()
     assert(wire.eventually(function()
       return rt.fds() <= fds + 6
     end, 20), rt.fds() .. " descriptors, " .. fds .. " before")
-    assert.is_true(IS_SANITIZED or rt.rss() - rss <= 4 * 1048576, rt.rss() - rss .. " bytes more")
+    assert.is_true(P.is_sanitized or rt.rss() - rss <= 4 * 1048576, rt.rss() - rss .. " bytes more")
     local out, status = rt.psql("select 'still here'",
       { user = "acme", conninfo = "sslmode=require" })
     assert.equal("still here", out)

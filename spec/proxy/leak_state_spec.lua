@@ -74,6 +74,9 @@ local function killed(o)
     if o.send then
       c:send(o.send)
     end
+    if o.answers then
+      c:next()
+    end
     local row = rig.eventually(5, "it is " .. o.state, function()
       local seen = px:session_of(pool)
       return seen.state == o.state and seen, seen.state
@@ -108,7 +111,7 @@ local WAYS = {
     killed { sql = "begin; select 1", state = "idle_in_transaction", in_transaction = true } },
   { "kill in a failed transaction",
     killed { sql = "begin; select 1/0", state = "idle_in_transaction", in_transaction = true } },
-  { "kill with an open pipeline", killed { state = "active", in_transaction = true,
+  { "kill with an open pipeline", killed { state = "active", in_transaction = true, answers = true,
     send = wire.batch "select 1" .. wire.flush .. wire.parse("", "select 2") } },
   { "kill in a query", killed { send = wire.query "select pg_sleep(60)", state = "active" } },
   { "kill of its connection",
@@ -128,14 +131,6 @@ local SETTINGS = {
 for _, rule in ipairs(RULES) do
   SETTINGS[rule] = SETTINGS[rule]
     or ("mode = 'transaction', max_size = 1, session_state = '%s'"):format(rule)
-end
-
-local function one(c, sql)
-  local words, values = c:ask(sql)
-  if not words:find "^T D C:SELECT 1 Z" and not words:find "^T D C:SHOW Z" then
-    error(sql .. ": " .. words, 2)
-  end
-  return values[1]
 end
 
 local function hint_of(list)
@@ -166,7 +161,7 @@ local function make(c, state, rule)
   if words:find "Z:E$" then -- it was in the middle of a transaction of its own text
     c:ask "rollback"
   end
-  assert(one(c, "select 42") == "42")
+  assert(c:one "select 42" == "42")
 end
 
 -- With "off" there is nothing to say about what the next one finds, but that it is served.
@@ -176,7 +171,7 @@ local function check_next(px, pool, state, rule)
     local words = c:ask "select 42" -- it may hear what the one before has listened to
     assert(words:find "T D C:SELECT 1 Z:I$", words)
   else
-    local seen = one(c, state.probe)
+    local seen = c:one(state.probe)
     assert(seen == state.clean, "the next client sees " .. seen)
   end
   if state.is_heard then
@@ -211,46 +206,40 @@ local function leave_by(px, state, rule, i)
   end
 end
 
+local function pools()
+  local all = {
+    two = "mode = 'transaction', max_size = 2, session_state = 'pin'",
+    mixed = "mode = 'transaction', max_size = 2, "
+      .. "session_state = { temp = 'refuse', role = 'reset', default = 'pin' }",
+    plain = "mode = 'transaction', max_size = 2",
+    role = "mode = 'transaction', max_size = 2",
+  }
+  for _, rule in ipairs(RULES) do
+    for i, way in ipairs(WAYS) do
+      all[pool_of(rule, i)] = SETTINGS[rule]
+        .. (way.idle and ", client_idle_timeout = '300ms'" or "")
+    end
+  end
+  return all
+end
+
 describe("session state", function()
-  local px
+  local px = rig.shared { pools = pools(), token = "t0ken" }
 
   setup(function()
-    rig.server()
     rig.sql([[create or replace procedure set_it() language plpgsql
       as $$ begin perform set_config('work_mem', '77MB', false); end $$]], "app")
-    local pools = {
-      two = "mode = 'transaction', max_size = 2, session_state = 'pin'",
-      mixed = "mode = 'transaction', max_size = 2, "
-        .. "session_state = { temp = 'refuse', role = 'reset', default = 'pin' }",
-      plain = "mode = 'transaction', max_size = 2",
-      role = "mode = 'transaction', max_size = 2",
-    }
-    for _, rule in ipairs(RULES) do
-      for i, way in ipairs(WAYS) do
-        pools[pool_of(rule, i)] = SETTINGS[rule]
-          .. (way.idle and ", client_idle_timeout = '300ms'" or "")
-      end
-    end
-    px = rig.start { pools = pools, token = "t0ken" }
   end)
 
   before_each(wire.track) -- also what is in the middle of its login when another lane fails
-
-  after_each(function()
-    px:drop_clients()
-    wire.drop_tracked()
-  end)
-
-  teardown(function()
-    px:stop()
-  end)
+  after_each(wire.drop_tracked)
 
   it("would be seen by a client that meets it", function()
     for _, state in ipairs(KINDS) do
       local c = assert(wire.login(rig.server().port, "acme", "app"))
-      assert.equal(state.clean, one(c, state.probe))
+      assert.equal(state.clean, c:one(state.probe))
       c:ask(state.make)
-      assert.not_equal(state.clean, one(c, state.probe))
+      assert.not_equal(state.clean, c:one(state.probe))
       c:drop()
     end
   end)
@@ -282,11 +271,11 @@ describe("session state", function()
       if not state.kind then
         local a, b, other = px:login "plain", px:login "plain", px:login "plain"
         a:ask(state.make)
-        local own = one(a, state.probe)
+        local own = a:one(state.probe)
         for i = 1, 6 do
           other:ask(i % 2 == 0 and "begin" or "commit")
-          assert.equal(own, one(a, state.probe))
-          assert.equal(state.clean, one(b, state.probe))
+          assert.equal(own, a:one(state.probe))
+          assert.equal(state.clean, b:one(state.probe))
         end
         px:drop_clients()
       end
@@ -330,17 +319,17 @@ describe("session state", function()
         local c, others = px:login "two", { px:login "two", px:login "two", px:login "two" }
         local before = pins("two", state.kind)
         c:ask(state.make)
-        local pid, own = one(c, "select pg_backend_pid()"), one(c, state.probe)
+        local pid, own = c:one "select pg_backend_pid()", c:one(state.probe)
         assert.not_equal(state.clean, own)
         assert.equal(1, pinned("two", state.kind))
         assert.equal(before + 1, pins("two", state.kind))
         for _ = 1, 3 do
           for _, other in ipairs(others) do
-            assert.not_equal(pid, one(other, "select pg_backend_pid()"))
-            assert.equal(state.clean, one(other, state.probe))
+            assert.not_equal(pid, other:one "select pg_backend_pid()")
+            assert.equal(state.clean, other:one(state.probe))
           end
-          assert.equal(pid, one(c, "select pg_backend_pid()"))
-          assert.equal(own, one(c, state.probe))
+          assert.equal(pid, c:one "select pg_backend_pid()")
+          assert.equal(own, c:one(state.probe))
           c:ask "begin"
           c:ask "select 1/0"
           c:ask "rollback"
@@ -374,7 +363,7 @@ describe("session state", function()
           local words = c:ask(sql)
           assert(not words:find "E:", sql .. ": " .. words)
           assert.equal(0, pinned("two", state.kind), sql)
-          assert.equal(state.clean, one(c, state.probe))
+          assert.equal(state.clean, c:one(state.probe))
           c:drop()
         end
         px:assert_settled("two", 2)
@@ -437,11 +426,11 @@ describe("session state", function()
     assert.equal("C:DEALLOCATE Z:I", (c:ask "deallocate left_statement"))
     assert.equal(0, pinned("mixed", "prepare"))
     assert.equal("C:SET Z:I", (c:ask "set role globex")) -- to the end of its transaction
-    assert.equal("acme", one(c, "select current_user"))
+    assert.equal("acme", c:one "select current_user")
     assert.equal("C:BEGIN C:SET Z:T", (c:ask "begin; set role globex"))
-    assert.equal("globex", one(c, "select current_user"))
+    assert.equal("globex", c:one "select current_user")
     c:ask "commit"
-    assert.equal("acme", one(c, "select current_user"))
+    assert.equal("acme", c:one "select current_user")
     assert.equal(0, pinned("mixed", "role"))
     px:drop_clients()
     px:assert_settled("mixed", 2)
@@ -465,6 +454,6 @@ describe("session state", function()
       local answer = c:ask(sql)
       assert(answer:find "E:ERROR:0A000 Z:I$", sql .. ": " .. answer)
     end
-    assert.equal("0", one(c, KINDS[1].probe))
+    assert.equal("0", c:one(KINDS[1].probe))
   end)
 end)

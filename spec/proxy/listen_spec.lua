@@ -2,6 +2,7 @@
 -- for all clients, and each hears what it would hear on a connection of its own. What does not need
 -- poolrt's own numbers runs in session mode as well, where PostgreSQL itself delivers.
 local rig = require "proxy.rig"
+local sys = require "support.os"
 local wire = require "proxy.wire"
 
 local LISTENERS = "application_name = 'poolrt listener'"
@@ -36,23 +37,13 @@ end
 
 for _, mode in ipairs { "transaction", "session" } do
   describe("LISTEN in " .. mode .. " mode", function()
-    local px, teller
-
-    setup(function()
-      px = rig.start { pools = { app = ("mode = '%s', max_size = %d, server_login_retry = '100ms'")
-        :format(mode, mode == "session" and 40 or 3) } }
-    end)
+    local px = rig.shared { pools = {
+      app = ("mode = '%s', max_size = %d, server_login_retry = '100ms'"):format(mode,
+        mode == "session" and 40 or 3) } }
+    local teller
 
     before_each(function()
       teller = px:login "app"
-    end)
-
-    after_each(function()
-      px:drop_clients()
-    end)
-
-    teardown(function()
-      px:stop()
     end)
 
     local function tell(channel, payload)
@@ -338,11 +329,7 @@ describe("the listener connection", function()
   end)
 
   it("speaks TLS where the servers do", function()
-    local dir = require("support.os").temp_dir()
-    require("support.os").must(("openssl req -x509 -newkey ec -pkeyopt "
-      .. "ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost -keyout %s/key "
-      .. "-out %s/cert 2>&1"):format(dir, dir))
-    rig.server_tls(dir .. "/cert", dir .. "/key")
+    rig.server_tls(sys.certificate())
     start { sslmode = "require" }
     local a = px:login "app"
     ok(a, "listen a", "C:LISTEN Z:I")

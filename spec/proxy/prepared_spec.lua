@@ -11,7 +11,7 @@ local vectors = require("proxy.setup").vectors
 local parse, bind, execute, close = wire.parse, wire.bind, wire.execute, wire.close
 local sync, query = wire.sync, wire.query
 
-local px
+local px -- below
 
 local function run(name)
   return bind("", name) .. execute ""
@@ -59,27 +59,17 @@ local RUNS = {
 }
 
 describe("prepared statements", function()
-  setup(function()
-    px = rig.start {
-      pools = {
-        session = "mode = 'session', max_size = 4",
-        app = "mode = 'transaction', max_size = 2",
-        off = "mode = 'transaction', max_size = 2, session_state = 'off'",
-        tiny = "mode = 'transaction', max_size = 1, statement_cache_size = 2",
-        none = "mode = 'transaction', max_size = 2, statement_cache_size = 0",
-        wide = "mode = 'transaction', max_size = 20",
-        orm = "mode = 'transaction', max_size = 4, statement_cache_size = 100",
-      },
-    }
-  end)
-
-  after_each(function()
-    px:drop_clients()
-  end)
-
-  teardown(function()
-    px:stop()
-  end)
+  px = rig.shared {
+    pools = {
+      session = "mode = 'session', max_size = 4",
+      app = "mode = 'transaction', max_size = 2",
+      off = "mode = 'transaction', max_size = 2, session_state = 'off'",
+      tiny = "mode = 'transaction', max_size = 1, statement_cache_size = 2",
+      none = "mode = 'transaction', max_size = 2, statement_cache_size = 0",
+      wide = "mode = 'transaction', max_size = 20",
+      orm = "mode = 'transaction', max_size = 4, statement_cache_size = 100",
+    },
+  }
 
   describe("of a recorded client", function()
     before_each(function()

@@ -5,7 +5,7 @@ local wire = require "proxy.wire"
 local P = require "support.poolrt"
 local PG = require "support.pg"
 
-local M = { is_long = os.getenv "PRT_LONG" == "1" }
+local M = {}
 
 local POOL = [[%s = { target = "host=127.0.0.1 port=%s dbname=app", mode = "%s", max_size = %d,
   min_size = 0, initial_size = 0, server_login_retry = "50ms", acquire_timeout = "20s", %s }]]

@@ -48,51 +48,37 @@ local INTO = {
   ["in a failed transaction"] = "begin; select 1/0",
 }
 
-local function one(c, sql)
-  local words, values = c:ask(sql)
-  assert(words:find "^T D C:SELECT 1 Z", words)
-  return values[1]
-end
-
 describe("session mode", function()
-  local px, clean
+  local px = rig.shared { pools = { app = "mode = 'session', max_size = 1" } }
+  local clean
 
   setup(function()
-    px = rig.start { pools = { app = "mode = 'session', max_size = 1" } }
     local c = px:login "app"
-    clean = one(c, PROBE)
+    clean = c:one(PROBE)
     c:drop()
-  end)
-
-  after_each(function()
-    px:drop_clients()
-  end)
-
-  teardown(function()
-    px:stop()
   end)
 
   for how, leave in pairs(ENDS) do
     for _, state in ipairs(STATES) do
       it(("leaves nothing behind after %s %s"):format(how, state), function()
         local c = px:login "app"
-        local pid = one(c, "select pg_backend_pid()")
+        local pid = c:one "select pg_backend_pid()"
         for _, sql in ipairs(DIRT) do
           local words = c:ask(sql)
           assert(not words:find "E:", sql .. ": " .. words)
         end
-        assert.not_equal(clean, one(c, PROBE))
+        assert.not_equal(clean, c:one(PROBE))
         if INTO[state] then
           c:ask(INTO[state])
         end
         leave(c)
 
         local after = px:login "app"
-        assert.equal(clean, one(after, PROBE))
+        assert.equal(clean, after:one(PROBE))
         rig.sql("notify left_channel, 'for the one before'", "app")
         assert.equal("T D C:SELECT 1 Z:I", (after:ask "select 1"))
         if how == "quit" then -- so that this has cleaned, not only replaced
-          assert.equal(pid, one(after, "select pg_backend_pid()"))
+          assert.equal(pid, after:one "select pg_backend_pid()")
         end
         after:drop()
         px:assert_settled("app", 1)
@@ -107,7 +93,7 @@ describe("session mode", function()
     c:send(wire.batch "insert into half values (1)") -- and no Sync: nothing may be committed
     c:drop()
     local after = px:login "app"
-    assert.equal("0", one(after, "select count(*) from half"))
+    assert.equal("0", after:one "select count(*) from half")
     after:ask "drop table half"
     after:drop()
     px:assert_settled("app", 1)
@@ -115,20 +101,8 @@ describe("session mode", function()
 end)
 
 describe("transaction mode", function()
-  local px
-
-  setup(function()
-    px = rig.start { pools = { app = "mode = 'transaction', max_size = 2",
-      one = "mode = 'transaction', max_size = 1" } }
-  end)
-
-  after_each(function()
-    px:drop_clients()
-  end)
-
-  teardown(function()
-    px:stop()
-  end)
+  local px = rig.shared { pools = { app = "mode = 'transaction', max_size = 2",
+    one = "mode = 'transaction', max_size = 1" } }
 
   local SHOW = [[select concat_ws('|', current_setting('TimeZone'), current_setting('DateStyle'),
     current_setting('application_name'), current_setting('client_encoding'),
@@ -151,7 +125,7 @@ describe("transaction mode", function()
     }
     for _ = 1, 5 do
       for i, c in ipairs(clients) do
-        assert.equal(wanted[i], one(c, SHOW))
+        assert.equal(wanted[i], c:one(SHOW))
       end
     end
     assert.equal("LATIN1", clients[1].params.client_encoding)
@@ -163,13 +137,13 @@ describe("transaction mode", function()
 
   it("lets a parameter that a client has changed follow it", function()
     local first, second = px:login "app", px:login "app"
-    local before = one(second, SHOW)
+    local before = second:one(SHOW)
     first:ask "set timezone = 'Asia/Kolkata'; set application_name = 'changed'"
-    local hers = one(first, SHOW)
+    local hers = first:one(SHOW)
     assert.is_truthy(hers:find "^Asia/Kolkata|[^|]+|changed|")
     for _ = 1, 5 do
-      assert.equal(before, one(second, SHOW))
-      assert.equal(hers, one(first, SHOW))
+      assert.equal(before, second:one(SHOW))
+      assert.equal(hers, first:one(SHOW))
     end
     first:drop()
     second:drop()

@@ -391,6 +391,15 @@ function Conn:ask(sql, seconds)
   return M.words(list) .. (why and " " .. why or ""), M.values(list), list
 end
 
+--- The only value of a query's answer.
+function Conn:one(sql)
+  local words, values = self:ask(sql)
+  if not words:find "^T D C:SELECT 1 Z" and not words:find "^T D C:SHOW Z" then
+    error(sql .. ": " .. words, 2)
+  end
+  return values[1]
+end
+
 --- A cancel request for that session; returns when poolrt has closed it.
 function M.cancel(port, key)
   local c = M.connect(port)
