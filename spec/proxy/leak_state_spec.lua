@@ -294,8 +294,8 @@ describe("session state", function()
     for i = 1, 6 do
       other:ask(i % 2 == 0 and "commit" or "begin")
       assert.equal("it's \195\169 5000kB",
-        one(a, "select current_setting('my.own') || ' ' || current_setting('work_mem')"))
-      assert.equal([[ 4MB a\'b]], one(b, "select concat_ws(' ', current_setting('my.own', true), "
+        a:one("select current_setting('my.own') || ' ' || current_setting('work_mem')"))
+      assert.equal([[ 4MB a\'b]], b:one("select concat_ws(' ', current_setting('my.own', true), "
         .. "current_setting('work_mem'), current_setting('search_path'))"))
     end
     other:ask "commit"
@@ -375,19 +375,19 @@ describe("session state", function()
     rig.sql("alter role globex set role = 'acme'", "app")
     local a, b = px:login("role", "globex"), px:login("role", "globex")
     local other = px:login("role", "globex")
-    assert.equal("acme", one(a, "select current_user"))
+    assert.equal("acme", a:one("select current_user"))
     a:ask "set role postgres; set role none"
     for i = 1, 6 do
       other:ask(i % 2 == 0 and "commit" or "begin")
       assert.equal(0, pinned("role", "role"))
-      assert.equal("globex", one(a, "select current_user"))
-      assert.equal("acme", one(b, "select current_user"))
+      assert.equal("globex", a:one("select current_user"))
+      assert.equal("acme", b:one("select current_user"))
     end
     a:ask "begin; reset role; rollback"
     a:ask "reset all"
-    assert.equal("globex", one(a, "select current_user"))
+    assert.equal("globex", a:one("select current_user"))
     a:ask "reset role"
-    assert.equal("acme", one(a, "select current_user"))
+    assert.equal("acme", a:one("select current_user"))
     rig.sql("alter role globex reset role", "app")
   end)
 

@@ -158,15 +158,15 @@ describe("transaction mode", function()
     local a, b = login("one", "LATIN1"), login("one", "UTF8")
     b:ask "set my.own = 'h\195\169'; set statement_timeout = '77s'"
     for _ = 1, 3 do
-      assert.equal("3", one(b, size))
-      assert.equal("77s", one(b, "select current_setting('statement_timeout')"))
+      assert.equal("3", b:one(size))
+      assert.equal("77s", b:one("select current_setting('statement_timeout')"))
       a:ask "set my.own = 'h\233'"
-      assert.equal("3", one(a, size))
+      assert.equal("3", a:one(size))
     end
     a:ask "set client_encoding = 'WIN1252'" -- now no other server could be given it
-    assert.equal("h\233", one(a, "select current_setting('my.own')"))
+    assert.equal("h\233", a:one("select current_setting('my.own')"))
     b:send(wire.query(size))
-    assert.equal("3", one(a, size))
+    assert.equal("3", a:one(size))
     assert.is_true(b:is_quiet())
     a:ask "discard all"
     assert.same({ "3" }, wire.values(b:until_ready()))
