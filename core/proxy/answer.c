@@ -303,9 +303,9 @@ ON_WORKER static void settle_unlinked(struct prt_server *s)
 
 /* A COPY that has failed is answered while its client still sends data, perhaps in the middle of a
  * message: the rest of that belongs to this server. */
-ON_WORKER static bool is_settled(const struct prt_server *s)
+ON_WORKER static bool is_settled(struct prt_server *s)
 {
-    return prt_txn_is_settled(&s->txn) && prt_server_is_settled(s) && !prt_buf_len(&s->out) &&
+    return prt_txn_is_settled(&s->txn) && prt_server_is_settled(s) && prt_server_has_all(s) &&
            !prt_client_is_torn(s->client);
 }
 

@@ -113,6 +113,9 @@ void prt_client_no_memory(struct prt_client *c)
     static struct prt_log_limit limit;
     uint8_t m[5 + sizeof sorry];
 
+    if (c->sock.in_burst) {
+        prt_burst_flush(c->worker);
+    }
     m[0] = 'E';
     prt_put32(m + 1, (uint32_t)(4 + sizeof sorry));
     memcpy(m + 5, sorry, sizeof sorry);
@@ -152,11 +155,22 @@ void prt_client_set_reading(struct prt_client *c)
 
 void prt_client_send(struct prt_client *c, const void *p, size_t n)
 {
-    size_t sent = 0;
-
     if (c->sock.fd < 0 || n == 0) {
         return;
     }
+    if (prt_buf_len(&c->out) == 0 && prt_burst_client(c, p, n)) {
+        return;
+    }
+    if (c->sock.in_burst) {
+        prt_burst_flush(c->worker);
+    }
+    prt_client_send_now(c, p, n);
+}
+
+void prt_client_send_now(struct prt_client *c, const void *p, size_t n)
+{
+    size_t sent = 0;
+
     if (prt_buf_len(&c->out) == 0) {
         ssize_t r = prt_sock_send(&c->sock, p, n);
         if (r < 0 && r != PRT_IO_AGAIN) {
@@ -245,6 +259,9 @@ ON_WORKER static void release_all(struct prt_client *c)
 {
     struct prt_worker *w = c->worker;
 
+    if (c->sock.in_burst) {
+        prt_burst_flush(w);
+    }
     bool lingers = c->doom != PRT_GONE_NO_MEMORY + 1 && prt_linger_begin(w, &c->sock, &c->out);
 
     prt_timer_clear(&c->timer);

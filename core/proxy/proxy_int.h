@@ -44,6 +44,7 @@ struct prt_sock {
     struct ssl_st *ssl; /* NULL: plain */
     uint8_t want;       /* PRT_WANT_ bits that the set watches for */
     bool write_first;   /* TLS wants to write before it can read on */
+    bool in_burst;      /* bytes for it have not left yet: prt_burst_flush() comes before others */
 };
 #define PRT_NO_TICKET UINT32_MAX
 /** Whom an event is for. Worker-private, so a descriptor that moved away or was closed in this turn
@@ -399,6 +400,23 @@ struct prt_server {
     struct prt_err error; /* why a sync failed: told to the client */
 };
 
+/* ---- burst.c: small sends of one turn, made together ---- */
+#define PRT_BURST 8
+#define PRT_BURST_BYTES 1024
+struct prt_burst {
+    unsigned n;
+    struct prt_client *client[PRT_BURST]; /* of each piece this or the next is set */
+    struct prt_server *server[PRT_BURST];
+    uint16_t len[PRT_BURST];
+    uint8_t bytes[PRT_BURST][PRT_BURST_BYTES];
+};
+/** Have it sent in this turn, behind what was added before. Only with an empty `out`. false: it is
+ * not taken, the caller sends it. */
+PRT_MUST_CHECK bool prt_burst_client(struct prt_client *c, const void *p, size_t n) ON_WORKER;
+PRT_MUST_CHECK bool prt_burst_server(struct prt_server *s, const void *p, size_t n) ON_WORKER;
+/** Send what was added. Before a socket with in_burst is closed, leaves the set, or is sent to. */
+void prt_burst_flush(struct prt_worker *w) ON_WORKER;
+
 /* ---- worker.c ---- */
 #define PRT_SPARE_BUFS 256
 struct prt_worker {
@@ -422,6 +440,7 @@ struct prt_worker {
     struct prt_buf gather, piece; /* a run for a server that is not as the client sent it */
     struct prt_buf answer;        /* what goes to a client in place of a server's message */
     struct prt_buf joined;        /* memory for the next server's `local` */
+    struct prt_burst burst;
     struct prt_link clients, servers, lingers;
     struct prt_link hubs;      /* those that are not off: link */
     struct prt_link served;    /* waiters of this lane whose wait is over: w.link */
@@ -564,8 +583,10 @@ void prt_client_kill(struct prt_client *c, bool at_once) ON_WORKER;
 void prt_client_go_on(struct prt_client *c) ON_WORKER;
 /** Use bytes that wait in c->in, if it can go on. */
 void prt_client_resume(struct prt_client *c) ON_WORKER;
-/** Send, or keep what it does not take; then its server is not read. */
+/** Send in this turn; what it does not take is kept, and its server is not read then. */
 void prt_client_send(struct prt_client *c, const void *p, size_t n) ON_WORKER;
+/** The same at once: for burst.c. */
+void prt_client_send_now(struct prt_client *c, const void *p, size_t n) ON_WORKER;
 void prt_client_send_buf(struct prt_client *c, struct prt_buf *b) ON_WORKER;
 /** No memory for its bytes: it ends. */
 void prt_client_no_memory(struct prt_client *c) ON_WORKER;
@@ -649,6 +670,9 @@ const char *prt_server_password(const char *user, bool is_forced, const struct p
 void prt_server_clean_on(struct prt_server *s) ON_WORKER;
 /** Send, or keep what it does not take; then its client is not read. */
 void prt_server_send(struct prt_server *s, const void *p, size_t n) ON_WORKER;
+void prt_server_send_now(struct prt_server *s, const void *p, size_t n) ON_WORKER;
+/** Has all that was sent to it left? What is in the burst is sent for that. */
+bool prt_server_has_all(struct prt_server *s) ON_WORKER;
 void prt_server_send_buf(struct prt_server *s, struct prt_buf *b) ON_WORKER;
 /** Watch its socket for what can be used now. */
 void prt_server_set_reading(struct prt_server *s) ON_WORKER;

@@ -297,6 +297,7 @@ static void move_out(void *owner, struct prt_mail *mail)
 
     prt_assert_worker();
     prt_assert(s->worker == w && s->state == PRT_SERVER_IDLE && !prt_buf_len(&s->in));
+    prt_assert(!s->sock.in_burst);
     prt_io_del(&w->io, &s->sock);
     prt_worker_unlist(w, &s->link);
     s->worker = to;
@@ -334,13 +335,35 @@ void prt_server_set_reading(struct prt_server *s)
     prt_io_want(&s->worker->io, &s->sock, prt_buf_len(&s->out) ? want | PRT_WANT_WRITE : want);
 }
 
+ON_WORKER static void send_out(struct prt_server *s)
+{
+    if (s->sock.in_burst) {
+        prt_burst_flush(s->worker);
+    }
+}
+
+bool prt_server_has_all(struct prt_server *s)
+{
+    send_out(s);
+    return prt_buf_len(&s->out) == 0;
+}
+
 /* A send that fails is not looked at: the socket is then readable or hung up, and the reader, who
  * must deal with it anyway, takes the answers that came before the end. */
 void prt_server_send(struct prt_server *s, const void *p, size_t n)
 {
+    if (n == 0 || (prt_buf_len(&s->out) == 0 && prt_burst_server(s, p, n))) {
+        return;
+    }
+    send_out(s);
+    prt_server_send_now(s, p, n);
+}
+
+void prt_server_send_now(struct prt_server *s, const void *p, size_t n)
+{
     size_t sent = 0;
 
-    if (n && prt_buf_len(&s->out) == 0) {
+    if (prt_buf_len(&s->out) == 0) {
         ssize_t r = prt_sock_send(&s->sock, p, n);
         if (r < 0 && r != PRT_IO_AGAIN) {
             return;
@@ -487,6 +510,7 @@ void prt_server_cancel(struct prt_server *s)
     if (!k) {
         return; /* best effort, as a cancel always is */
     }
+    send_out(s); /* the query first */
     k->s = s;
     k->x = (struct prt_cancel){
         .addr = s->dial.addr,
@@ -524,6 +548,7 @@ static void close_done(struct prt_server *s)
 ON_WORKER static void close_now(struct prt_server *s)
 {
     prt_timer_clear(&s->timer);
+    send_out(s);
     prt_sock_close(&s->worker->io, &s->sock);
     close_done(s);
 }
@@ -567,6 +592,7 @@ static void start_close(void *owner, struct prt_mail *mail)
     if (is_busy && !s->was_cancelled) {
         prt_server_cancel(s); /* a plain close lets the query run on */
     }
+    send_out(s);
     prt_put_terminate(&bye);
     if (!bye.failed && prt_buf_len(&s->out) == 0 && !s->is_torn) {
         (void)prt_sock_send(&s->sock, prt_buf_data(&bye), prt_buf_len(&bye));
@@ -697,7 +723,7 @@ void prt_server_clean_on(struct prt_server *s)
 {
     bool ok = true;
 
-    if (!prt_txn_is_settled(&s->txn) || !prt_server_is_settled(s) || prt_buf_len(&s->out)) {
+    if (!prt_txn_is_settled(&s->txn) || !prt_server_is_settled(s) || !prt_server_has_all(s)) {
         return;
     }
     if (s->killer && !prt_txn_wants_fence(&s->txn)) {

@@ -191,6 +191,7 @@ ON_WORKER static void turn(struct prt_worker *w)
     }
     prt_wheel_run(&w->wheel, w->now_us);
     prt_worker_serve(w);
+    prt_burst_flush(w);
     bury(w);
 }
 
