@@ -1,4 +1,4 @@
-/* client.c - a client between its login and its end: read, ask for a server, wait, leave.
+/* client.c - a client between its login and its end: read, ask for a server, wait, go on.
  * Owns: the worker's clients.   Threads: their worker.
  * Idea: a client that idles or waits is a small struct and nothing else. While it waits its socket
  * stays in the set (to see it leave, and to save two system calls per transaction) and what it
@@ -14,17 +14,6 @@
 #define SPARE_MAX 4096        /* bigger buffers are not kept for the next one */
 
 static const char cancelled_text[] = "canceling statement due to user request"; /* PostgreSQL's */
-
-const char *prt_disconnect_name(enum prt_disconnect why)
-{
-    static const char *const name[] = {
-#define X(id, text) text,
-        PRT_DISCONNECTS(X)
-#undef X
-    };
-
-    return name[why];
-}
 
 /* ---- state ---- */
 
@@ -90,8 +79,7 @@ static bool keep(struct prt_client *c, const uint8_t *p, size_t n)
     return prt_buf_add(&c->in, p, n);
 }
 
-/* n bytes of c->in are used; empty memory goes to the next client that waits. */
-static void used(struct prt_client *c, size_t n)
+void prt_client_used(struct prt_client *c, size_t n)
 {
     struct prt_worker *w = c->worker;
 
@@ -223,159 +211,6 @@ ON_WORKER static void flush(struct prt_client *c)
         }
     }
     prt_client_resume(c);
-}
-
-/* ---- leaving ---- */
-
-void prt_client_log(const struct prt_client *c, enum prt_log_level level, const char *event,
-                    const char *key, const char *text)
-{
-    const struct prt_login_try *l = c->login;
-    const struct prt_identity *id = c->id;
-    char from[PRT_PEER_TEXT];
-
-    prt_log(level, event, prt_kv_int("client", (int64_t)c->number),
-            prt_kv_str("from", prt_peer_text(&c->peer, from)),
-            prt_kv_str("user", id ? id->user : prt_str_of(l ? l->user : NULL)),
-            prt_kv_str("database", id ? id->database : prt_str_of(l ? l->database : NULL)),
-            prt_kv_z(key, text));
-}
-
-ON_WORKER static void let_go_of_server(struct prt_client *c, bool at_once)
-{
-    struct prt_server *s = c->server;
-
-    if (!s) {
-        return;
-    }
-    c->server = NULL;
-    s->client = NULL;
-    prt_server_abandon(s, prt_client_is_torn(c), at_once);
-}
-
-/* Everything but the struct itself, which an event of this turn or the pool's queue may still name.
- */
-ON_WORKER static void release_all(struct prt_client *c)
-{
-    struct prt_worker *w = c->worker;
-
-    if (c->sock.in_burst) {
-        prt_burst_flush(w);
-    }
-    bool lingers = c->doom != PRT_GONE_NO_MEMORY + 1 && prt_linger_begin(w, &c->sock, &c->out);
-
-    prt_timer_clear(&c->timer);
-    prt_sock_close(&w->io, &c->sock);
-    prt_worker_unlist(w, &c->link);
-    if (c->is_listed) {
-        prt_registry_del(&w->px->registry, &c->cancel);
-    }
-    prt_login_end(c);
-    if (c->in.p) {
-        used(c, prt_buf_len(&c->in));
-    }
-    prt_buf_free(&c->out);
-    if (c->params) {
-        prt_params_unref(c->params);
-    }
-    if (c->startup) {
-        prt_params_unref(c->startup);
-        prt_params_unref(c->journal);
-        prt_params_unref(c->channels);
-    }
-    prt_listen_end(c);
-    prt_names_free(c->names);
-    prt_client_drop_news(c);
-    if (!lingers) {
-        prt_worker_lost_client(w);
-    }
-}
-
-ON_WORKER static void bury(struct prt_client *c)
-{
-    prt_identity_unref(c->worker, c->id);
-    if (c->pool) {
-        prt_pools_leave(c->pool);
-    }
-    prt_list_push(&c->worker->graves, &c->link);
-}
-
-ON_WORKER static void leave(struct prt_client *c, enum prt_disconnect why, bool at_once)
-{
-    struct prt_worker *w = c->worker;
-
-    if (c->state == PRT_CLIENT_GONE) {
-        return;
-    }
-    if (c->doom) {
-        why = (enum prt_disconnect)(c->doom - 1);
-    }
-    prt_count(&w->n.disconnects[why], 1);
-    if (w->snap->cfg->log_connections && why != PRT_GONE_CANCEL_REQUEST) {
-        prt_client_log(c, PRT_LOG_INFO, "disconnect", "reason", prt_disconnect_name(why));
-    }
-    if (c->is_queued && prt_waiter_cancel(c->pool->engine, &c->w, POOLRT_CANCELLED, w->now_us)) {
-        c->is_queued = false;
-    }
-    let_go_of_server(c, at_once);
-    prt_client_set_state(c, PRT_CLIENT_GONE);
-    release_all(c);
-    if (!c->is_queued) {
-        bury(c);
-    } /* else: prt_client_served() does, when it comes */
-}
-
-void prt_client_leave(struct prt_client *c, enum prt_disconnect why)
-{
-    leave(c, why, false);
-}
-
-void prt_client_leave_at_once(struct prt_client *c, enum prt_disconnect why)
-{
-    leave(c, why, true);
-}
-
-/* In the middle of a row, say, it would be taken for a part of that. */
-ON_WORKER static void say_fatal(struct prt_client *c, const char *sqlstate, const char *text,
-                                const char *hint)
-{
-    struct prt_buf b = {0};
-
-    if (c->server && !prt_frame_is_clean(&c->server->frame)) {
-        return;
-    }
-    prt_put_error(&b, "FATAL", sqlstate, prt_str_of(text), NULL, hint);
-    if (!b.failed) {
-        prt_client_send(c, prt_buf_data(&b), prt_buf_len(&b));
-    }
-    prt_buf_free(&b);
-}
-
-void prt_client_fatal(struct prt_client *c, const char *sqlstate, const char *text,
-                      const char *hint, enum prt_disconnect why)
-{
-    if (c->state != PRT_CLIENT_GONE) {
-        say_fatal(c, sqlstate, text, hint);
-        leave(c, why, false);
-    }
-}
-
-void prt_client_kill(struct prt_client *c, bool at_once)
-{
-    c->doom = 0; /* whatever it was about to leave for */
-    say_fatal(c, "57P01", "terminating connection due to administrator command", NULL);
-    leave(c, PRT_GONE_KILLED, at_once);
-}
-
-ON_WORKER static void leave_orderly(struct prt_client *c)
-{
-    if (c->worker->is_draining) {
-        prt_client_fatal(c, "57P01", "terminating connection: poolrt is shutting down", NULL,
-                         PRT_GONE_SHUTDOWN);
-    } else {
-        prt_client_fatal(c, "57P01", "terminating connection: its pool or its user has changed",
-                         "Connect again.", PRT_GONE_POOL_CLOSED);
-    }
 }
 
 /* ---- time limits ---- */
@@ -544,7 +379,7 @@ void prt_client_served(struct prt_client *c)
     c->is_queued = false;
     if (c->state == PRT_CLIENT_GONE) { /* it left when this was already on its way */
         give_back_unused(c);
-        bury(c);
+        prt_client_bury(c);
         return;
     }
     prt_timer_clear(&c->timer);
@@ -601,7 +436,7 @@ void prt_client_refuse_held(struct prt_client *c, const struct prt_err *err, con
         prt_frame_next(&c->frame, PRT_FRONTEND, prt_buf_data(&c->in), prt_buf_len(&c->in), max, &m);
     prt_assert(rc == PRT_FRAME_MSG); /* it was one when the request began to wait */
     prt_client_refuse(c, m.type, err, hint);
-    used(c, m.size);
+    prt_client_used(c, m.size);
     prt_client_set_idle(c);
 }
 
@@ -629,7 +464,7 @@ ON_WORKER static void use_held(struct prt_client *c)
     if (c->state == PRT_CLIENT_GONE) {
         return;
     }
-    used(c, n);
+    prt_client_used(c, n);
     prt_client_set_reading(c);
     prt_client_cancel_late(c);
     if (n) {
@@ -645,13 +480,6 @@ void prt_client_resume(struct prt_client *c)
     }
 }
 
-ON_WORKER static bool is_between_transactions(const struct prt_client *c)
-{
-    const struct prt_server *s = c->server;
-
-    return !s || (prt_txn_may_release(&s->txn) && prt_server_is_settled(s));
-}
-
 ON_WORKER static void limit_idling(struct prt_client *c)
 {
     int64_t limit = prt_client_row(c)->client_idle_timeout_us;
@@ -665,12 +493,12 @@ void prt_client_go_on(struct prt_client *c)
 {
     const struct prt_server *s = c->server;
 
-    if (c->leaves && is_between_transactions(c)) {
-        leave_orderly(c);
+    if (c->leaves && prt_client_is_between_transactions(c)) {
+        prt_client_leave_orderly(c);
         return;
     }
     prt_client_send_news(c);
-    if (s && !prt_timer_is_set(&c->timer) && is_between_transactions(c)) {
+    if (s && !prt_timer_is_set(&c->timer) && prt_client_is_between_transactions(c)) {
         limit_idling(c); /* the server is its own, or keeps state for it */
     }
     prt_client_resume(c);
@@ -683,48 +511,12 @@ void prt_client_set_idle(struct prt_client *c)
     }
     c->is_cancelled = false; /* it came too late, as such a request may */
     if (c->leaves) {
-        leave_orderly(c);
+        prt_client_leave_orderly(c);
         return;
     }
     prt_client_send_news(c);
     limit_idling(c);
     prt_client_resume(c);
-}
-
-void prt_client_drain(struct prt_client *c)
-{
-    c->leaves = true;
-    if (c->state < PRT_CLIENT_IDLE || is_between_transactions(c)) {
-        leave_orderly(c);
-    }
-}
-
-static bool is_same_secret(const struct prt_config *a, const struct prt_config *b,
-                           struct prt_str user)
-{
-    const struct prt_user_config *x = prt_config_user(a, user), *y = prt_config_user(b, user);
-
-    return (!x && !y) || (x && y && strcmp(x->secret, y->secret) == 0);
-}
-
-void prt_client_configure(struct prt_client *c, const struct prt_config *old)
-{
-    const struct prt_config *cfg = c->worker->snap->cfg;
-
-    if (c->state < PRT_CLIENT_IDLE || c->leaves) {
-        return; /* a login that is under way is judged at its end */
-    }
-    const struct prt_pool_config *row = prt_config_pool(cfg, prt_str_of(c->pool->name));
-    const struct prt_login *login = prt_class_user(c->id->cls);
-    bool is_other_user = row && ((row->user != NULL) != login->is_forced_user ||
-                                 (row->user && strcmp(row->user, login->user) != 0));
-    if (row && !is_other_user && is_same_secret(old, cfg, c->id->user)) {
-        return;
-    }
-    c->leaves = true;
-    if (c->state != PRT_CLIENT_WAITING && is_between_transactions(c)) {
-        leave_orderly(c);
-    }
 }
 
 /* What it sent before it asked for the cancel lies in its socket at least: the two may have come in
@@ -838,7 +630,7 @@ void prt_client_event(struct prt_client *c, const struct prt_io_event *ev)
     bool more = ev->readable;
 
     if (c->doom == PRT_GONE_NO_MEMORY + 1) {
-        leave(c, PRT_GONE_NO_MEMORY, false);
+        prt_client_leave(c, PRT_GONE_NO_MEMORY);
         return;
     }
     if (c->state < PRT_CLIENT_WELCOME) {
@@ -851,7 +643,7 @@ void prt_client_event(struct prt_client *c, const struct prt_io_event *ev)
         return;
     }
     if (is_beyond_reading(c)) {
-        leave(c, PRT_GONE_CLIENT_GONE, false);
+        prt_client_leave(c, PRT_GONE_CLIENT_GONE);
         return;
     }
     while (read_client(c) && has_more(c)) {

@@ -94,6 +94,7 @@ bool prt_io_add(struct prt_io *io, struct prt_sock *s, enum prt_io_kind kind, vo
 
 void prt_io_del(struct prt_io *io, struct prt_sock *s)
 {
+    prt_assert(!s->in_burst); /* what was sent to it has left, and nobody names it any more */
     if (s->ticket == PRT_NO_TICKET) {
         return;
     }

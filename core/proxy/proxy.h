@@ -1,9 +1,10 @@
 /* proxy.h - the daemon's face of the engine: clients on one side, servers on the other.
  *
  * worker.c    a loop: wait, dispatch, mail, timers     listener.c  accept, hand out
- * io.c        the socket seam (epoll)                  client.c    login, requests, leaving
+ * io.c        the socket seam (epoll)                  client.c    requests of a client
  * login.c     from accept to ReadyForQuery             relay.c     client to server
  * server.c    a server connection's life               answer.c    server to client, end of a lease
+ * leave.c     the end of a client                      half.c      it sends nothing more
  * linger.c    last bytes of who has left
  * auth.c      who may log in                           tls.c       OpenSSL on descriptors
  * pools.c     database name -> pool                    registry.c  cancel keys, numbers of clients

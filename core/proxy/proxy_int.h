@@ -569,16 +569,6 @@ void prt_client_event(struct prt_client *c, const struct prt_io_event *ev) ON_WO
 void prt_client_set_state(struct prt_client *c, enum prt_client_state st) ON_WORKER;
 /** The end of its wait: w.rc and w.lease are final. */
 void prt_client_served(struct prt_client *c) ON_WORKER;
-/** End it: the reason is counted and logged; a server that it holds is cleaned by server.c. */
-void prt_client_leave(struct prt_client *c, enum prt_disconnect why) ON_WORKER;
-/** The same for a client that is known to be gone for long: what runs for it gets no grace. */
-void prt_client_leave_at_once(struct prt_client *c, enum prt_disconnect why) ON_WORKER;
-/** FATAL to the client, unless it is in the middle of another message, then leave. `hint` may be
- * NULL. */
-void prt_client_fatal(struct prt_client *c, const char *sqlstate, const char *text,
-                      const char *hint, enum prt_disconnect why) ON_WORKER;
-/** An administrator ends it. at_once: without the grace for what runs. */
-void prt_client_kill(struct prt_client *c, bool at_once) ON_WORKER;
 /** An exchange is over or has moved on, and the lease goes on: what waits in c->in, or the end. */
 void prt_client_go_on(struct prt_client *c) ON_WORKER;
 /** Use bytes that wait in c->in, if it can go on. */
@@ -590,11 +580,10 @@ void prt_client_send_now(struct prt_client *c, const void *p, size_t n) ON_WORKE
 void prt_client_send_buf(struct prt_client *c, struct prt_buf *b) ON_WORKER;
 /** No memory for its bytes: it ends. */
 void prt_client_no_memory(struct prt_client *c) ON_WORKER;
+/** n bytes of c->in are used; empty memory goes to the next client that waits. */
+void prt_client_used(struct prt_client *c, size_t n) ON_WORKER;
 /** Watch its socket for what can be used now. */
 void prt_client_set_reading(struct prt_client *c) ON_WORKER;
-/** One line about it: who, where from, what. `text` may be NULL. */
-void prt_client_log(const struct prt_client *c, enum prt_log_level level, const char *event,
-                    const char *key, const char *text) ON_WORKER;
 /** A cancel request with its key has come. */
 void prt_client_cancel(struct prt_client *c) ON_WORKER;
 /** Forward it now if it came before what it is for was at the server, or while settings were being
@@ -614,9 +603,6 @@ void prt_client_refuse_held(struct prt_client *c, const struct prt_err *err,
 PRT_MUST_CHECK bool prt_client_acquire(struct prt_client *c, uint8_t type, bool *refused) ON_WORKER;
 /** Into the queue for a server of its class: OK, PENDING with its time limit set, or an error. */
 PRT_MUST_CHECK poolrt_rc prt_client_enqueue(struct prt_client *c) ON_WORKER;
-/** The worker has another configuration; `old` was the last one. */
-void prt_client_configure(struct prt_client *c, const struct prt_config *old) ON_WORKER;
-void prt_client_drain(struct prt_client *c) ON_WORKER;
 static inline const struct prt_pool_config *prt_client_row(const struct prt_client *c)
 {
     /* acquire: pairs with the release store of a reload */
@@ -628,6 +614,30 @@ static inline bool prt_client_is_torn(const struct prt_client *c)
 {
     return !prt_frame_is_clean(&c->frame) && !c->drops_rest;
 }
+
+/* ---- leave.c: the end of a client ---- */
+/** End it: the reason is counted and logged; a server that it holds is cleaned by server.c. */
+void prt_client_leave(struct prt_client *c, enum prt_disconnect why) ON_WORKER;
+/** The same for a client that is known to be gone for long: what runs for it gets no grace. */
+void prt_client_leave_at_once(struct prt_client *c, enum prt_disconnect why) ON_WORKER;
+/** FATAL to the client, unless it is in the middle of another message, then leave. `hint` may be
+ * NULL. */
+void prt_client_fatal(struct prt_client *c, const char *sqlstate, const char *text,
+                      const char *hint, enum prt_disconnect why) ON_WORKER;
+/** An administrator ends it. at_once: without the grace for what runs. */
+void prt_client_kill(struct prt_client *c, bool at_once) ON_WORKER;
+/** In the words of the reason why all have to: a shutdown, or its pool is gone or another. */
+void prt_client_leave_orderly(struct prt_client *c) ON_WORKER;
+/** GONE and in no queue: nothing is left to do but to free it, at the end of the turn. */
+void prt_client_bury(struct prt_client *c) ON_WORKER;
+/** The worker has another configuration; `old` was the last one. */
+void prt_client_configure(struct prt_client *c, const struct prt_config *old) ON_WORKER;
+void prt_client_drain(struct prt_client *c) ON_WORKER;
+/** Nothing is owed to it, and its server, if it has one, is in no transaction. */
+bool prt_client_is_between_transactions(const struct prt_client *c) ON_WORKER;
+/** One line about it: who, where from, what. `text` may be NULL. */
+void prt_client_log(const struct prt_client *c, enum prt_log_level level, const char *event,
+                    const char *key, const char *text) ON_WORKER;
 
 /* ---- half.c: it sends nothing more ---- */
 /** Terminate. What it has asked for completely is still answered, as PostgreSQL would. */

@@ -297,7 +297,6 @@ static void move_out(void *owner, struct prt_mail *mail)
 
     prt_assert_worker();
     prt_assert(s->worker == w && s->state == PRT_SERVER_IDLE && !prt_buf_len(&s->in));
-    prt_assert(!s->sock.in_burst);
     prt_io_del(&w->io, &s->sock);
     prt_worker_unlist(w, &s->link);
     s->worker = to;
