@@ -224,7 +224,7 @@ static void idle_timeout(struct prt_timer *t, int64_t now_us)
                      NULL, PRT_GONE_IDLE_TIMEOUT);
 }
 
-ON_WORKER static void count_error(struct prt_client *c, poolrt_rc rc)
+void prt_client_count_error(struct prt_client *c, poolrt_rc rc)
 {
     struct prt_pool_lane *lane = prt_pools_lane(c->pool, c->worker->lane);
     bool is_closed = rc == POOLRT_CLOSED || rc == POOLRT_DRAINING || rc == POOLRT_CONNECT_FAILED;
@@ -237,22 +237,26 @@ ON_WORKER static void count_error(struct prt_client *c, poolrt_rc rc)
               1);
 }
 
+bool prt_client_unqueue(struct prt_client *c, poolrt_rc rc)
+{
+    if (c->is_queued && !prt_waiter_cancel(c->pool->engine, &c->w, rc, c->worker->now_us)) {
+        return false;
+    }
+    c->is_queued = false;
+    return true;
+}
+
 ON_WORKER static void give_up_waiting(struct prt_client *c, poolrt_rc rc, const char *text,
                                       const char *hint)
 {
     struct prt_err err;
 
-    if (!c->is_queued || !prt_waiter_cancel(c->pool->engine, &c->w, rc, c->worker->now_us)) {
-        return; /* too late: served() is on its way */
-    }
-    c->is_queued = false;
-    prt_timer_clear(&c->timer);
-    count_error(c, rc);
-    (void)prt_fail(&err, rc, "%s", text);
-    if (c->state == PRT_CLIENT_WELCOME) {
-        prt_login_served(c, rc);
+    if (!prt_client_unqueue(c, rc)) {
         return;
     }
+    prt_timer_clear(&c->timer);
+    prt_client_count_error(c, rc);
+    (void)prt_fail(&err, rc, "%s", text);
     prt_client_refuse_held(c, &err, hint);
 }
 
@@ -309,8 +313,7 @@ ON_WORKER static void bound(struct prt_client *c)
     prt_count(&lane->by_hour[c->worker->hour], 1);
 }
 
-/* The engine's part: OK, PENDING (in the queue, with its time limit), or an error. */
-static poolrt_rc enqueue(struct prt_client *c)
+poolrt_rc prt_client_enqueue(struct prt_client *c)
 {
     struct prt_pool *p = c->pool->engine;
     struct prt_worker *w = c->worker;
@@ -320,20 +323,8 @@ static poolrt_rc enqueue(struct prt_client *c)
     c->w.priority = PRT_NORMAL;
     c->w.part = c->route.is_set ? c->route.part : prt_pool_default_partition(p);
     poolrt_rc rc = prt_acquire(p, &c->w, w->now_us);
-    if (rc == POOLRT_PENDING) {
-        c->is_queued = true;
-        int64_t limit = prt_client_row(c)->acquire_timeout_us;
-        int64_t login = w->snap->cfg->login_timeout_us;
-        prt_timer_set(&w->wheel, &c->timer, w->now_us + (c->login && login < limit ? login : limit),
-                      acquire_timeout);
-    }
+    c->is_queued = rc == POOLRT_PENDING;
     return rc;
-}
-
-poolrt_rc prt_client_enqueue(struct prt_client *c)
-{
-    c->request_us = c->worker->now_us;
-    return enqueue(c);
 }
 
 bool prt_client_acquire(struct prt_client *c, uint8_t type, bool *refused)
@@ -346,19 +337,21 @@ bool prt_client_acquire(struct prt_client *c, uint8_t type, bool *refused)
     c->request_us = c->worker->now_us;
     *refused = false;
     if (!prt_pool_asks(c->pool->engine, &c->route) || ask_policies(c, &err)) {
-        rc = enqueue(c);
+        rc = prt_client_enqueue(c);
         if (rc == POOLRT_OK) {
             bound(c);
             prt_server_link(c->w.lease.slot->conn, c);
             return true;
         }
         if (rc == POOLRT_PENDING) {
+            prt_timer_set(&c->worker->wheel, &c->timer,
+                          c->request_us + prt_client_row(c)->acquire_timeout_us, acquire_timeout);
             prt_client_set_state(c, PRT_CLIENT_WAITING);
             return false;
         }
         (void)prt_fail(&err, rc, "%s", prt_error_row(rc)->text);
     }
-    count_error(c, rc);
+    prt_client_count_error(c, rc);
     *refused = true;
     prt_client_refuse(c, type, &err, NULL);
     return false;
@@ -384,13 +377,13 @@ void prt_client_served(struct prt_client *c)
     }
     prt_timer_clear(&c->timer);
     if (c->state == PRT_CLIENT_WELCOME) {
-        prt_login_served(c, c->w.rc);
+        prt_welcome_served(c, c->w.rc);
         return;
     }
     if (c->is_cancelled) {
         give_back_unused(c);
         (void)prt_fail(&err, POOLRT_CANCELLED, "%s", cancelled_text);
-        count_error(c, POOLRT_CANCELLED);
+        prt_client_count_error(c, POOLRT_CANCELLED);
         prt_client_refuse_held(c, &err, NULL);
         return;
     }
@@ -404,7 +397,7 @@ void prt_client_served(struct prt_client *c)
     if (err.rc == POOLRT_OK || c->w.rc != POOLRT_CONNECT_FAILED) {
         (void)prt_fail(&err, c->w.rc, "%s", prt_error_row(c->w.rc)->text);
     }
-    count_error(c, c->w.rc);
+    prt_client_count_error(c, c->w.rc);
     prt_client_refuse_held(c, &err, NULL);
 }
 

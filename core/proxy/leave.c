@@ -104,13 +104,11 @@ ON_WORKER static void leave(struct prt_client *c, enum prt_disconnect why, bool 
     if (w->snap->cfg->log_connections && why != PRT_GONE_CANCEL_REQUEST) {
         prt_client_log(c, PRT_LOG_INFO, "disconnect", "reason", prt_disconnect_name(why));
     }
-    if (c->is_queued && prt_waiter_cancel(c->pool->engine, &c->w, POOLRT_CANCELLED, w->now_us)) {
-        c->is_queued = false;
-    }
+    bool is_out = prt_client_unqueue(c, POOLRT_CANCELLED);
     let_go_of_server(c, at_once);
     prt_client_set_state(c, PRT_CLIENT_GONE);
     release_all(c);
-    if (!c->is_queued) {
+    if (is_out) {
         prt_client_bury(c);
     } /* else: prt_client_served() does, when it comes */
 }

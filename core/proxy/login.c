@@ -2,7 +2,7 @@
  * Owns: struct prt_login_try of each client that is not logged in.   Threads: the client's worker.
  * Idea: everything a stranger may send is handled here, from a buffer of at most one startup packet
  * or one password message, under one time limit that runs from accept. No server is taken; only the
- * first client of a class waits for one, because it must be told what the server reports. */
+ * first clients of a class wait for one (welcome.c), to be told what it reports. */
 #include "proxy/proxy_int.h"
 
 #include <stdio.h>
@@ -16,6 +16,9 @@ static struct prt_login_try *login_of(struct prt_client *c)
 {
     if (!c->login) {
         c->login = calloc(1, sizeof *c->login);
+        if (c->login) {
+            c->login->client = c;
+        }
     }
     return c->login;
 }
@@ -27,6 +30,7 @@ void prt_login_end(struct prt_client *c)
     if (!l) {
         return;
     }
+    prt_welcome_left(c);
     prt_auth_end(l->proof);
     free(l->user);
     free(l->database);
@@ -67,13 +71,12 @@ ON_WORKER static void deny(struct prt_client *c)
     prt_client_fatal(c, "28P01", text, NULL, PRT_GONE_LOGIN_FAILED);
 }
 
-ON_WORKER static void refuse(struct prt_client *c, const struct prt_err *err,
-                             enum prt_disconnect why)
+void prt_login_refuse(struct prt_client *c, const struct prt_err *err)
 {
     const char *sqlstate = err->sqlstate[0] ? err->sqlstate : prt_error_row(err->rc)->sqlstate;
 
     prt_client_log(c, PRT_LOG_WARN, "login_refused", "error", err->text);
-    prt_client_fatal(c, sqlstate, err->text, NULL, why);
+    prt_client_fatal(c, sqlstate, err->text, NULL, PRT_GONE_LOGIN_REFUSED);
 }
 
 /* ---- the end of a login: told what the server reports, given a cancel key ---- */
@@ -104,8 +107,7 @@ static const struct prt_params *overlay(const struct prt_params *welcome,
     return set;
 }
 
-/* Takes `welcome`. */
-ON_WORKER static void finish(struct prt_client *c, const struct prt_params *welcome)
+void prt_login_finish(struct prt_client *c, const struct prt_params *welcome)
 {
     struct prt_worker *w = c->worker;
     struct prt_buf b = {0};
@@ -134,39 +136,14 @@ ON_WORKER static void finish(struct prt_client *c, const struct prt_params *welc
     prt_client_set_idle(c);
 }
 
-void prt_login_served(struct prt_client *c, poolrt_rc rc)
-{
-    struct prt_worker *w = c->worker;
-    struct prt_err err;
-
-    if (rc == POOLRT_OK) {
-        struct prt_server *s = c->w.lease.slot->conn;
-        const struct prt_params *welcome = prt_params_ref(s->params);
-        (void)prt_release(c->pool->engine, c->w.lease, PRT_RELEASE_CLEAN, (uint16_t)w->lane,
-                          w->now_us);
-        finish(c, welcome);
-        return;
-    }
-    prt_class_error(c->id->cls, &err);
-    if (err.rc == POOLRT_OK || rc != POOLRT_CONNECT_FAILED) {
-        (void)prt_fail(&err, rc, "%s", prt_error_row(rc)->text);
-    }
-    refuse(c, &err, PRT_GONE_LOGIN_REFUSED);
-}
-
 ON_WORKER static void welcome(struct prt_client *c)
 {
     const struct prt_params *known = prt_login_welcome(prt_class_user(c->id->cls));
 
     if (known) {
-        finish(c, known);
-        return;
-    }
-    poolrt_rc rc = prt_client_enqueue(c);
-    if (rc == POOLRT_PENDING) {
-        prt_client_set_state(c, PRT_CLIENT_WELCOME);
+        prt_login_finish(c, known);
     } else {
-        prt_login_served(c, rc);
+        prt_welcome_wait(c);
     }
 }
 
@@ -252,7 +229,7 @@ ON_WORKER static void logged_in(struct prt_client *c)
     /* the tenant may depend on the pool, the identity on the tenant */
     struct prt_proxy_pool *pp = prt_pools_join(c->worker->px, prt_str_of(l->database), &err);
     if (!pp) {
-        refuse(c, &err, PRT_GONE_LOGIN_REFUSED);
+        prt_login_refuse(c, &err);
         return;
     }
     c->pool = pp;
@@ -265,7 +242,7 @@ ON_WORKER static void logged_in(struct prt_client *c)
         return;
     }
     if (!ok) {
-        refuse(c, &err, PRT_GONE_LOGIN_REFUSED);
+        prt_login_refuse(c, &err);
         return;
     }
     prt_put_auth(&b, 0, NULL, 0);

@@ -5,7 +5,7 @@
  * login.c     from accept to ReadyForQuery             relay.c     client to server
  * server.c    a server connection's life               answer.c    server to client, end of a lease
  * leave.c     the end of a client                      half.c      it sends nothing more
- * linger.c    last bytes of who has left
+ * linger.c    last bytes of who has left               welcome.c   the first clients of a class
  * auth.c      who may log in                           tls.c       OpenSSL on descriptors
  * pools.c     database name -> pool                    registry.c  cancel keys, numbers of clients
  * visit.c     who is there, one by one                 kill.c      ended by an administrator

@@ -25,6 +25,7 @@ struct prt_worker;
 struct prt_client;
 struct prt_server;
 struct prt_hub;
+struct prt_welcome;
 
 /* ---- io.c: the socket seam ---- */
 enum prt_io_kind {
@@ -224,7 +225,7 @@ struct prt_registry_entry *prt_registry_find(struct prt_registry *r,
 
 /* ---- client ----
  *
- *  accept         startup           proof        (first of its class)
+ *  accept         startup           proof        (first of a class)
  *  -----> START --------> AUTH -----------> WELCOME ---------+
  *          ^ | TLS          | trust             |            v
  *          +-+ handshake    +-------------------+--------> IDLE <-----------------+
@@ -239,8 +240,8 @@ struct prt_registry_entry *prt_registry_find(struct prt_registry *r,
  * state    true                                               leaves by
  * START    first packets; maybe in a TLS handshake            login.c
  * AUTH     `login->proof` is under way                        login.c
- * WELCOME  in the queue for a server, only to read what it    prt_login_served
- *          reports: nothing of the class has been seen yet
+ * WELCOME  waits for what servers of its class report: none   welcome.c
+ *          has been seen yet; one client per class is queued
  * IDLE     owes nothing, has no server, no request            prt_client_acquire
  * WAITING  its request lies in `in`, itself in the queue      prt_client_served, a timeout
  * ACTIVE   server != NULL and server->client == this          answer.c
@@ -264,6 +265,9 @@ struct prt_login_try {
         settings; /* name NUL value NUL ...: not reported by servers, so part of the class */
     const struct prt_params *wanted; /* reported ones */
     bool in_handshake, had_ssl, had_gss;
+    struct prt_client *client;
+    struct prt_welcome *welcome; /* WELCOME: with whom it waits */
+    struct prt_link parked;      /* there, unless it is the one that asks */
 };
 /** Who a client is: shared by clients that are alike, so that an idle one stays small. Interned by
  * its worker, counted. */
@@ -450,6 +454,7 @@ struct prt_worker {
     bool visits_clients;       /* `visit_at` is among the clients, else among the servers */
     struct prt_timer visit_timer;
     struct prt_map identities;
+    struct prt_map welcomes;       /* classes of which no server has been seen yet */
     bool in_serving;               /* worker_serve runs: nested calls return */
     bool is_draining;              /* clients leave at the end of their transaction */
     bool is_ending;                /* clients have left; servers are closed, not cleaned */
@@ -567,6 +572,9 @@ void prt_listener_readable(struct prt_worker *w, struct prt_sock *s) ON_WORKER;
 void prt_client_new(struct prt_worker *w, int fd, const struct prt_peer *peer) ON_WORKER;
 void prt_client_event(struct prt_client *c, const struct prt_io_event *ev) ON_WORKER;
 void prt_client_set_state(struct prt_client *c, enum prt_client_state st) ON_WORKER;
+/** Out of the queue, if it is in it. false: too late, prt_client_served() is on its way. */
+PRT_MUST_CHECK bool prt_client_unqueue(struct prt_client *c, poolrt_rc rc) ON_WORKER;
+void prt_client_count_error(struct prt_client *c, poolrt_rc rc) ON_WORKER;
 /** The end of its wait: w.rc and w.lease are final. */
 void prt_client_served(struct prt_client *c) ON_WORKER;
 /** An exchange is over or has moved on, and the lease goes on: what waits in c->in, or the end. */
@@ -601,7 +609,7 @@ void prt_client_refuse_held(struct prt_client *c, const struct prt_err *err,
 /** Ask for a server for the request of `type`. true: c->server is set. false: it waits, or it was
  *  refused (*refused). */
 PRT_MUST_CHECK bool prt_client_acquire(struct prt_client *c, uint8_t type, bool *refused) ON_WORKER;
-/** Into the queue for a server of its class: OK, PENDING with its time limit set, or an error. */
+/** Into the queue for a server of its class: OK, PENDING (served() will come), or an error. */
 PRT_MUST_CHECK poolrt_rc prt_client_enqueue(struct prt_client *c) ON_WORKER;
 static inline const struct prt_pool_config *prt_client_row(const struct prt_client *c)
 {
@@ -650,10 +658,19 @@ void prt_client_end_when_through(struct prt_client *c) ON_WORKER;
 /* ---- login.c: from accept to ReadyForQuery ---- */
 /** Bytes are in c->in, or the TLS handshake can go on. */
 void prt_login_go_on(struct prt_client *c) ON_WORKER;
-/** WELCOME: a server was there to read what it reports, or there was none. */
-void prt_login_served(struct prt_client *c, poolrt_rc rc) ON_WORKER;
+/** It is logged in, and told `welcome`, which is taken. */
+void prt_login_finish(struct prt_client *c, const struct prt_params *welcome) ON_WORKER;
+void prt_login_refuse(struct prt_client *c, const struct prt_err *err) ON_WORKER;
 void prt_login_timeout(struct prt_timer *t, int64_t now_us) ON_WORKER;
 void prt_login_end(struct prt_client *c) ON_WORKER;
+
+/* ---- welcome.c: the first clients of a class ---- */
+/** Nothing is known of its class: WELCOME, until it is logged in or refused. */
+void prt_welcome_wait(struct prt_client *c) ON_WORKER;
+/** WELCOME: a server was there to read what it reports, or there was none. */
+void prt_welcome_served(struct prt_client *c, poolrt_rc rc) ON_WORKER;
+/** Its login is over, one way or the other: if others wait for it, the next one asks. */
+void prt_welcome_left(struct prt_client *c) ON_WORKER;
 
 /* ---- server.c ---- */
 extern const struct prt_conn_ops prt_server_ops;

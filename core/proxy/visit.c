@@ -37,6 +37,12 @@ static void put_setting(struct prt_visit *v, struct prt_row *r, enum prt_row_tex
     }
 }
 
+/* In the queue, or for one that is there for it. */
+static bool waits(const struct prt_client *c)
+{
+    return c->is_queued || c->state == PRT_CLIENT_WELCOME;
+}
+
 /* What a client adds, be the row a session's or a connection's. */
 static void put_client(struct prt_visit *v, struct prt_row *r, const struct prt_client *c)
 {
@@ -45,7 +51,7 @@ static void put_client(struct prt_visit *v, struct prt_row *r, const struct prt_
     put(v, r, PRT_ROW_CLIENT, prt_peer_text(&c->peer, from));
     put(v, r, PRT_ROW_APPLICATION, c->id->application);
     put(v, r, PRT_ROW_POOL, prt_str_of(c->pool->name));
-    if (c->is_queued || c->server) {
+    if (waits(c) || c->server) {
         r->request_us = c->worker->now_us - c->request_us;
     }
     if (c->is_queued) {
@@ -121,7 +127,7 @@ static enum prt_row_state state_of_session(const struct prt_client *c)
 {
     const struct prt_server *s = c->server;
 
-    if (c->is_queued) {
+    if (waits(c)) {
         return PRT_ROW_WAITING;
     }
     if (!s) {

@@ -347,6 +347,7 @@ void prt_worker_fini(struct prt_worker *w)
 {
     prt_assert(prt_list_empty(&w->graves)); /* the last turn has buried them */
     prt_map_fini(&w->identities);
+    prt_map_fini(&w->welcomes);
     prt_snapshot_unref(atomic_exchange_explicit(&w->next_snap, NULL, memory_order_relaxed));
     prt_snapshot_unref(w->snap);
     prt_io_fini(&w->io);

@@ -12,8 +12,8 @@ local POOL = [[%s = { target = "host=127.0.0.1 port=%s dbname=app", mode = "%s",
 
 --- o: auth ("trust"), top (further lines of the configuration), size (6), pool (further settings of
 --- each pool), port (of the server, the throw-away PostgreSQL's), app (mode of the pool of that
---- name, "transaction"), only (the name of the only pool), dir. Pools besides app: session,
---- statement, postgres.
+--- name, "transaction"), only (the name of the only pool), admin (further settings of it), dir.
+--- Pools besides app: session, statement, postgres.
 function M.start(o)
   o = o or {}
   local port = o.port or PG.start().port
@@ -27,13 +27,13 @@ function M.start(o)
   end
   local rt = P.start { dir = o.dir, config = ([[return {
     workers = %d, listen = { "127.0.0.1:@PORT@" }, log = { connections = false },
-    admin = { listen = "127.0.0.1:@ADMIN_PORT@" },
+    admin = { listen = "127.0.0.1:@ADMIN_PORT@", %s },
     auth = { type = "%s",
       users = { acme = "secret", globex = "secret", app = "secret", postgres = "x" },
       login_timeout = "%s" },
     max_clients = 20000, %s
-    pools = { %s } } ]]):format(o.workers or 2, o.auth or "trust", o.login_timeout or "20s",
-    o.top or "",     table.concat(pools, ",\n")) }
+    pools = { %s } } ]]):format(o.workers or 2, o.admin or "", o.auth or "trust",
+    o.login_timeout or "20s", o.top or "", table.concat(pools, ",\n")) }
   rt.size = o.size or 6
   return rt
 end
