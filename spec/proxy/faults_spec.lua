@@ -125,10 +125,10 @@ describe("faults #alone", function()
     it("a result whose backend is " .. how .. " on the way is never taken for whole", function()
       local c = px:login "app"
       c:send(wire.query(LONG))
-      rig.eventually(10, "the backend hangs in a write", function()
-        return rig.backends "wait_event = 'ClientWrite'" == 1
-      end)
-      kill(tonumber(rig.sql "select pid from pg_stat_activity where wait_event = 'ClientWrite'"))
+      kill(rig.eventually(10, "the backend hangs in a write", function()
+        return tonumber(rig.sql("select pid from pg_stat_activity "
+          .. "where wait_event = 'ClientWrite'"))
+      end))
       local list, why = c:until_end(20)
       local words = wire.words(list)
       -- cut in the middle of a message, nothing can be said any more
