@@ -56,7 +56,8 @@ describe("cancel #alone", function()
 
   --- `times` queries of c, each sent and cancelled at once. A request may overtake the query on its
   --- last way, between poolrt and PostgreSQL or in the kernel of a busy machine, and is then
-  --- without effect, as on a direct connection. That is rare; poolrt itself loses none.
+  --- without effect, as on a direct connection. One of a series may have been dropped by poolrt:
+  --- it came before its query, and there was nothing to forward it for.
   local function ask_and_cancel(c, times, before, after)
     local dropped, late = 0, 0
     for i = 1, times do
@@ -79,13 +80,13 @@ describe("cancel #alone", function()
   local function nothing() end
 
   for _, pool in ipairs { "few", "session" } do
-    it("is not lost when it comes right behind the query: " .. pool, function()
+    it("is hardly ever lost right behind the query: " .. pool, function()
       ask_and_cancel(px:login(pool), 100, nothing, nothing)
       px:drop_clients()
     end)
   end
 
-  it("is not lost while settings are restored on the server", function()
+  it("is hardly ever lost while settings are restored on the server", function()
     local other = px:login "one"
     local c = px:login("one", "acme", "TimeZone", "Asia/Tokyo")
     ask_and_cancel(c, 50, function() other:ask "select 1" end, nothing)
@@ -93,7 +94,7 @@ describe("cancel #alone", function()
     px:drop_clients()
   end)
 
-  it("is not lost while the server that a client waits for is on its way to it", function()
+  it("is hardly ever lost while the server that a client waits for is on its way", function()
     local first, c = px:login "one", px:login "one"
     ask_and_cancel(c, 300, function()
       first:send(wire.query "select pg_sleep(0.01)")
