@@ -7,12 +7,12 @@
 #include <string.h>
 
 static const char *const row_states[] = {
-#define X(id, name) [PRT_ROW_##id] = name,
+#define X(id, name) [PRT_ROW_##id] = (name),
     PRT_ROW_STATES(X)
 #undef X
 };
 static const char *const row_texts[] = {
-#define X(id, name) [PRT_ROW_##id] = name,
+#define X(id, name) [PRT_ROW_##id] = (name),
     PRT_ROW_TEXTS(X)
 #undef X
 };

@@ -10,7 +10,7 @@
 
 #include <string.h>
 
-static bool add(struct prt_worker *w, struct prt_sock *s, const void *p, size_t n)
+ON_WORKER static bool add(struct prt_worker *w, struct prt_sock *s, const void *p, size_t n)
 {
     struct prt_burst *b = &w->burst;
 
