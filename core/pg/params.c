@@ -380,11 +380,26 @@ static struct prt_params *copy_without(const struct prt_params *from, unsigned a
     return s;
 }
 
+/* The interned twin of the copy in place of `set`; both are taken. No memory: `set` stays. */
+static const struct prt_params *exchange(const struct prt_params *set, struct prt_params *copy)
+{
+    const struct prt_params *made;
+
+    if (copy && !set_env(copy)) {
+        discard(copy);
+        copy = NULL;
+    }
+    made = copy ? intern(copy) : NULL;
+    if (!made) {
+        return set;
+    }
+    prt_params_unref(set);
+    return made;
+}
+
 const struct prt_params *prt_params_with(const struct prt_params *set, struct prt_str name,
                                          struct prt_str value)
 {
-    const struct prt_params *made;
-    struct prt_params *copy;
     unsigned at;
     int row = known_row(name);
     bool replaces = find(set, name, &at);
@@ -403,40 +418,21 @@ const struct prt_params *prt_params_with(const struct prt_params *set, struct pr
     } else if (row >= 0) {
         name = prt_str_of(known[row].name);
     }
-    copy = copy_with(set, at, replaces, name, value);
-    if (copy && !set_env(copy)) {
-        discard(copy);
-        copy = NULL;
-    }
-    made = copy ? intern(copy) : NULL;
-    if (!made) {
-        return set;
-    }
-    prt_params_unref(set);
-    return made;
+    return exchange(set, copy_with(set, at, replaces, name, value));
 }
 
 const struct prt_params *prt_params_without(const struct prt_params *set, struct prt_str name)
 {
-    const struct prt_params *made = prt_params_empty();
     unsigned at;
 
     if (!find(set, name, &at)) {
         return set;
     }
     if (set->count > 1) {
-        struct prt_params *copy = copy_without(set, at);
-        if (copy && !set_env(copy)) {
-            discard(copy);
-            copy = NULL;
-        }
-        made = copy ? intern(copy) : NULL;
-    }
-    if (!made) {
-        return set;
+        return exchange(set, copy_without(set, at));
     }
     prt_params_unref(set);
-    return made;
+    return prt_params_empty();
 }
 
 /* ---- the SQL that makes a server fit ---- */
